@@ -1,0 +1,149 @@
+"""The vocabulary every floor shares: batches, predictions and the pure-function view of a model.
+
+A loss is always a pair `(sum, count)`: a weighted sum over loss tokens (nats) and the total weight. Sums and counts
+add over microbatches, devices and hosts, so gradients and curvature accumulate exactly; the one normalisation used
+everywhere is `sum / count`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+Params = PyTree[Array]
+Key = Array
+
+
+class Predictions(NamedTuple):
+    """What a model says at the places that carry loss.
+
+    Attributes:
+        logits: unnormalised log-probabilities, nats, shape [B, P, V].
+        targets: the class or token that was really there, shape [B, P].
+        weights: loss weight of each place, f32, 0 where padded, shape [B, P].
+    """
+
+    logits: Float[Array, "B P V"]
+    targets: Int[Array, "B P"]
+    weights: Float[Array, "B P"]
+
+
+class Model(NamedTuple):
+    """A model as pure functions of its parameters; hashable, so it can be a static argument of `jax.jit`.
+
+    Attributes:
+        logits: `(params, inputs) -> [B, T, V]`, or `[B, V]` for a classifier used with `LabelledBatch`.
+        hidden: optional `(params, inputs, layer) -> [B, T, D]`, the residual stream after `layer` layers
+            (`None`: the normalised input of the head).
+        logits_at: optional `(params, tokens, positions) -> [B, P, V]`, equal to `logits` gathered at `positions`
+            but applying the head to those places only.
+        source: whatever `save` needs to write the model back (hashable; `None` for a hand-written model).
+    """
+
+    logits: Callable[..., Array]
+    hidden: Callable[..., Array] | None = None
+    logits_at: Callable[..., Array] | None = None
+    source: Any = None
+
+
+class Batch(Protocol):
+    """A set of examples that knows how to ask a model for its predictions; leaves have the example axis first."""
+
+    def predict(self, model: Model, params: Params) -> Predictions: ...
+
+
+class TokenBatch(NamedTuple):
+    """Right-padded token sequences for a causal language model.
+
+    Attributes:
+        tokens: token ids, int32, shape [B, T].
+        loss_mask: `loss_mask[b, t]` weights predicting `tokens[b, t]` from what precedes it; column 0 must be 0.
+        positions: optional index, int32 [B, P], of the places with loss in each row, padded with 0. The head is
+            then applied to P places instead of T.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> batch = TokenBatch(jnp.array([[5, 6, 7, 0]]), jnp.array([[0.0, 0.0, 1.0, 0.0]]), jnp.array([[2]]))
+        >>> model = Model(logits=lambda params, tokens: params[tokens])
+        >>> batch.predict(model, jnp.eye(8)).targets.tolist()
+        [[7]]
+    """
+
+    tokens: Int[Array, "B T"]
+    loss_mask: Float[Array, "B T"]
+    positions: Int[Array, "B P"] | None = None
+
+    def predict(self, model: Model, params: Params) -> Predictions:
+        if self.positions is None:
+            logits = model.logits(params, self.tokens)[:, :-1]
+            return Predictions(logits, self.tokens[:, 1:], self.loss_mask[:, 1:].astype(jnp.float32))
+        before = jnp.maximum(self.positions - 1, 0)
+        if model.logits_at is not None:
+            logits = model.logits_at(params, self.tokens, before)
+        else:
+            logits = jnp.take_along_axis(model.logits(params, self.tokens), before[..., None], axis=1)
+        targets = jnp.take_along_axis(self.tokens, self.positions, axis=1)
+        weights = jnp.take_along_axis(self.loss_mask, self.positions, axis=1).astype(jnp.float32)
+        return Predictions(logits, targets, jnp.where(self.positions > 0, weights, 0.0))
+
+
+class LabelledBatch(NamedTuple):
+    """Inputs with one class label each: the form any classifier takes.
+
+    Attributes:
+        inputs: whatever `model.logits` takes, example axis first.
+        labels: class ids, int32, shape [B].
+        loss_mask: optional weight of each example, shape [B]; default 1.
+    """
+
+    inputs: Float[Array, "B ..."]
+    labels: Int[Array, " B"]
+    loss_mask: Float[Array, " B"] | None = None
+
+    def predict(self, model: Model, params: Params) -> Predictions:
+        weights = jnp.ones(self.labels.shape, jnp.float32) if self.loss_mask is None else self.loss_mask
+        return Predictions(model.logits(params, self.inputs)[:, None], self.labels[:, None], weights[:, None])
+
+
+class TopK(NamedTuple):
+    """A sparse distribution per place: the `k` likeliest classes, the rest of the mass lumped into one bucket.
+
+    Attributes:
+        ids: class ids, int32, shape [B, P, K].
+        log_probs: their log-probabilities, nats, shape [B, P, K].
+        weights: 1 where the distribution is defined, 0 where there is none to match, shape [B, P].
+    """
+
+    ids: Int[Array, "B P K"]
+    log_probs: Float[Array, "B P K"]
+    weights: Float[Array, "B P"]
+
+
+class Reference(NamedTuple):
+    """What the model said before unlearning, computed once and stored, so that no second model is kept in memory.
+
+    Attributes:
+        forget_nll: sequence NLL of each forget example (sum over loss tokens, nats), shape [B].
+        retain_top: the original distribution on the retain examples, for a KL retain term.
+        counterfactual_top: the distribution to match on the forget examples (see `counterfactual_matching`).
+    """
+
+    forget_nll: Float[Array, " B"] | None = None
+    retain_top: TopK | None = None
+    counterfactual_top: TopK | None = None
+
+
+class UnlearnBatch(NamedTuple):
+    """One step's data: what to forget, what to keep, and what the original model said about them."""
+
+    forget: Any
+    retain: Any = None
+    alternative: Any = None
+    reference: Reference | None = None
+
+
+def examples_in(batch: Any) -> int:
+    """Number of examples in a batch: the length of the leading axis of its leaves."""
+    return jax.tree.leaves(batch)[0].shape[0]

@@ -1,0 +1,28 @@
+"""Every test process sees eight CPU devices, so that each method can be run sharded next to unsharded."""
+
+import os
+from pathlib import Path
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def stories260k() -> Path:
+    folder = SHARED / "models" / "stories260k"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real checkpoint stories260k, not found at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tofu() -> Path:
+    folder = SHARED / "data" / "tofu"
+    if not folder.is_dir():
+        pytest.skip(f"needs the real TOFU files, not found at {folder}")
+    return folder
