@@ -1,0 +1,107 @@
+"""Causal grouped-query attention, in two exact forms that can be differentiated any number of times.
+
+Fused GPU and TPU kernels have no forward-mode derivative, so they cannot take part in a Hessian-vector product. The
+plain form holds all [T, T] scores, which a second derivative multiplies. The blockwise form never holds more than one
+[block, block] tile: for each block of queries it walks the blocks of keys up to the diagonal, keeping a running sum of
+`exp(score - m)` and of the values weighted by it, where `m` is the largest score so far (Milakov and Gimelshein 2018,
+"Online normalizer calculation for softmax"; Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory").
+
+The quotient of the two sums is the same for every `m`, so no derivative of any order flows through `m`, and it is
+taken out of differentiation. Tiles are recomputed in the backward pass instead of stored.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+Implementation = Literal["auto", "xla", "blockwise"]
+IMPLEMENTATIONS = ("auto", "xla", "blockwise")
+BLOCKWISE_ABOVE = 512
+MASKED = -1e30
+
+
+def causal_attention(
+    q: Float[Array, "B T H d"],
+    k: Float[Array, "B T K d"],
+    v: Float[Array, "B T K d"],
+    implementation: Implementation = "auto",
+    block: int = 256,
+) -> Float[Array, "B T H d"]:
+    """`softmax(q k^T / sqrt(d)) v` over the keys at or before each query; head h reads key-value head `h K // H`.
+
+    Scores and softmax are in f32. "auto" is blockwise above 512 tokens.
+
+    Example:
+        >>> import jax
+        >>> q = jax.random.normal(jax.random.key(0), (1, 6, 4, 8))
+        >>> k = v = q[:, :, :2]
+        >>> plain, tiled = causal_attention(q, k, v, "xla"), causal_attention(q, k, v, "blockwise", block=4)
+        >>> bool(jnp.allclose(plain, tiled, atol=1e-5))
+        True
+    """
+    T = q.shape[1]
+    if implementation == "blockwise" or (implementation == "auto" and T > BLOCKWISE_ABOVE):
+        return _blockwise(q, k, v, min(block, T))
+    return masked_attention(q, k, v, jnp.tril(jnp.ones((T, T), bool)))
+
+
+def masked_attention(
+    q: Float[Array, "B T H d"], k: Float[Array, "B S K d"], v: Float[Array, "B S K d"], mask: Bool[Array, "... T S"]
+) -> Float[Array, "B T H d"]:
+    """Attention where `mask` allows it, [T, S] or [B, T, S]; a query that may see nothing gets a finite average."""
+    B, T, H, d = q.shape
+    K = k.shape[2]
+    grouped = q.reshape(B, T, K, H // K, d)
+    scores = _product("btkgd,bskd->bkgts", grouped, k) * d**-0.5
+    allowed = mask[:, None, None] if mask.ndim == 3 else mask
+    weights = jax.nn.softmax(jnp.where(allowed, scores, MASKED), axis=-1).astype(v.dtype)
+    return _product("bkgts,bskd->btkgd", weights, v).astype(q.dtype).reshape(B, T, H, d)
+
+
+def _blockwise(q: Array, k: Array, v: Array, block: int) -> Array:
+    B, T, H, d = q.shape
+    K = k.shape[2]
+    G, n = H // K, -(-T // block)
+    # Keys past the end come after every real query, so the causal mask already hides them.
+    q, k, v = (jnp.pad(x, ((0, 0), (0, n * block - T), (0, 0), (0, 0))) for x in (q, k, v))
+    q_blocks = q.reshape(B, n, block, K, G, d).transpose(1, 0, 3, 4, 2, 5)
+    k_blocks = k.reshape(B, n, block, K, d).transpose(1, 0, 3, 2, 4)
+    v_blocks = v.reshape(B, n, block, K, d).transpose(1, 0, 3, 2, 4)
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    offsets = jnp.arange(block)
+
+    def against_all_keys(_, query):
+        i, q_i = query
+
+        def against_block(sums, key):
+            j, k_j, v_j = key
+
+            def include(sums):
+                numerator, denominator, m = sums
+                scores = _product("bkgtd,bksd->bkgts", q_i, k_j) * d**-0.5
+                visible = (j * block + offsets) <= (i * block + offsets)[:, None]
+                scores = jnp.where(visible, scores, MASKED)
+                m_next = jax.lax.stop_gradient(jnp.maximum(m, scores.max(axis=-1)))
+                weights = jnp.exp(scores - m_next[..., None])
+                shrink = jnp.exp(m - m_next)
+                numerator = numerator * shrink[..., None] + _product("bkgts,bksd->bkgtd", weights.astype(v.dtype), v_j)
+                return numerator, denominator * shrink + weights.sum(axis=-1), m_next
+
+            return jax.lax.cond(j <= i, include, lambda sums: sums, sums), None
+
+        zero = jnp.zeros_like(q_i, wide)
+        start = (zero, zero[..., 0], zero[..., 0] + MASKED)
+        step = jax.checkpoint(against_block, prevent_cse=False)
+        (numerator, denominator, _), _ = jax.lax.scan(step, start, (jnp.arange(n), k_blocks, v_blocks))
+        return None, (numerator / denominator[..., None]).astype(q.dtype)
+
+    queries = (jnp.arange(n), q_blocks)
+    _, out = jax.lax.scan(jax.checkpoint(against_all_keys, prevent_cse=False), None, queries)
+    return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, n * block, H, d)[:, :T]
+
+
+def _product(equation: str, a: Array, b: Array) -> Array:
+    """Einsum accumulated and returned in f32 (float64 for float64 inputs)."""
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.promote_types(a.dtype, jnp.float32))

@@ -1,0 +1,193 @@
+"""The decoder as a Flax module: embedding, a scan over stacked blocks, norm, head.
+
+A block is `x + attention(norm(x))` followed by `x + mlp(norm(x))` with root-mean-square norms (Zhang and Sennrich
+2019), rotary grouped-query attention (Ainslie et al. 2023) and a gated feed-forward network (Shazeer 2020, "GLU
+Variants Improve Transformer"). One block is compiled and scanned over the layers; `jax.checkpoint` says what its
+backward pass keeps. A bias is applied where the parameter table put one.
+
+Norms, softmax and accumulations are in f32; activations keep the dtype of the embedding table.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Array, Bool, Float, Int
+
+from jaxunlearn.models.attention import causal_attention, masked_attention
+from jaxunlearn.models.config import DecoderConfig
+from jaxunlearn.models.rope import rotate, rotation
+from jaxunlearn.models.specs import param_specs
+from jaxunlearn.sharding import constrain
+
+BATCH_ONLY = ("batch", None, None)
+POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
+ACTIVATIONS: dict[str, Callable] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": jax.nn.gelu,
+    "relu": jax.nn.relu,
+}
+
+
+class Cache(NamedTuple):
+    """Keys and values of the tokens seen so far.
+
+    Attributes:
+        keys: rotated keys, shape [L, B, S, K, d].
+        values: values, shape [L, B, S, K, d].
+        length: number of slots filled.
+        padding: slots to ignore at the left of each row, shape [B].
+    """
+
+    keys: Float[Array, "L B S K d"]
+    values: Float[Array, "L B S K d"]
+    length: Int[Array, ""]
+    padding: Int[Array, " B"]
+
+
+class Part(nnx.Module):
+    """A named group of parameters, or of groups."""
+
+
+class DecoderModule(nnx.Module):
+    """The decoder, with its parameters at the paths of `param_specs(config)`.
+
+    Args:
+        config: the architecture.
+        leaves: one array (or shape) a row of `param_specs(config)`.
+        mesh: mesh for layout constraints; None on one device.
+        attention: "auto", "xla" or "blockwise".
+        remat: what the backward pass of a block keeps: "dots" (outputs of projections), "full" (nothing but its
+            input) or "none" (everything).
+    """
+
+    def __init__(
+        self,
+        config: DecoderConfig,
+        leaves: list[Any],
+        *,
+        mesh: Mesh | AbstractMesh | None = None,
+        attention: str = "auto",
+        remat: str = "dots",
+    ):
+        self.config, self.mesh, self.attention, self.remat = config, mesh, attention, remat
+        for spec, leaf in zip(param_specs(config), leaves, strict=True):
+            node = self
+            for key in spec.path[:-1]:
+                if not hasattr(node, key):
+                    setattr(node, key, Part())
+                node = getattr(node, key)
+            setattr(node, spec.path[-1], nnx.Param(leaf))
+
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        return self.head(self.hidden(tokens))
+
+    def hidden(self, tokens: Int[Array, "B T"], layer: int | None = None) -> Float[Array, "B T D"]:
+        """Residual stream after `layer` blocks (none above are computed); None: the normalised input of the head."""
+        rotary = rotation(self.config, jnp.arange(tokens.shape[1]))
+
+        def block(x: Array, weights: Part) -> tuple[Array, None]:
+            def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+                return causal_attention(q, k, v, self.attention), None
+
+            return self._block(x, weights, rotary, attend)
+
+        if self.remat != "none":
+            block = jax.checkpoint(block, policy=POLICIES[self.remat], prevent_cse=False)
+        layers = self.layers if layer is None else jax.tree.map(lambda leaf: leaf[:layer], self.layers)
+        x, _ = jax.lax.scan(block, self._embed(tokens), layers)
+        return self._norm(x, self.norm) if layer is None else x
+
+    def empty_cache(self, padding: Int[Array, " B"], slots: int) -> Cache:
+        """A cache with room for `slots` tokens a row, of which the first `padding` are to be ignored."""
+        config = self.config
+        shape = (
+            config.num_hidden_layers,
+            padding.shape[0],
+            slots,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        zeros = jnp.zeros(shape, self.embed_tokens.embedding[...].dtype)
+        axes = ("layers", "batch", None, "kv_heads", None)
+        zeros = constrain(zeros, axes, self.mesh)
+        return Cache(zeros, zeros, jnp.zeros((), jnp.int32), padding)
+
+    def extend(self, tokens: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """Logits after the last of `tokens`, which follow those in `cache`, and the cache with them added."""
+        T = tokens.shape[1]
+        slots = cache.length + jnp.arange(T)
+        rotary = rotation(self.config, jnp.maximum(slots - cache.padding[:, None], 0))
+        mask = _visible(slots, cache)
+
+        def block(x: Array, layer: tuple[Part, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            weights, keys, values = layer
+
+            def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+                grown = [
+                    jax.lax.dynamic_update_slice_in_dim(old, new, cache.length, axis=1)
+                    for old, new in ((keys, k), (values, v))
+                ]
+                return masked_attention(q, *grown, mask), tuple(grown)
+
+            return self._block(x, weights, rotary, attend)
+
+        x, (keys, values) = jax.lax.scan(block, self._embed(tokens), (self.layers, cache.keys, cache.values))
+        logits = self.head(self._norm(x[:, -1:], self.norm))[:, 0]
+        return logits, cache._replace(keys=keys, values=values, length=cache.length + T)
+
+    def head(self, x: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
+        """Logits in f32 from normalised hidden states."""
+        if self.config.tie_word_embeddings:
+            table = constrain(self.embed_tokens.embedding[...], ("vocab", None), self.mesh)
+            equation = "bpd,vd->bpv"
+        else:
+            table = constrain(self.lm_head.kernel[...], (None, "vocab"), self.mesh)
+            equation = "bpd,dv->bpv"
+        logits = jnp.einsum(equation, x, table, preferred_element_type=_wide(x.dtype))
+        return constrain(logits, BATCH_ONLY, self.mesh)
+
+    def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+        # A table split along its width would be gathered whole for each look-up; split along the vocabulary it is not.
+        table = constrain(self.embed_tokens.embedding[...], ("vocab", None), self.mesh)
+        return constrain(table[tokens], BATCH_ONLY, self.mesh)
+
+    def _block(self, x: Array, weights: Part, rotary: tuple[Array, Array], attend: Callable) -> tuple[Array, Any]:
+        heads = (*x.shape[:2], -1, self.config.head_dim)
+        attention = weights.self_attn
+        h = self._norm(x, weights.input_layernorm)
+        q = rotate(_linear(h, attention.q_proj).reshape(heads), *rotary)
+        k = rotate(_linear(h, attention.k_proj).reshape(heads), *rotary)
+        v = _linear(h, attention.v_proj).reshape(heads)
+        out, kept = attend(q, k, v)
+        x = x + _linear(out.reshape(*x.shape[:2], -1), attention.o_proj)
+        mlp = weights.mlp
+        h = self._norm(x, weights.post_attention_layernorm)
+        gate = ACTIVATIONS[self.config.hidden_act](_linear(h, mlp.gate_proj))
+        x = x + _linear(gate * _linear(h, mlp.up_proj), mlp.down_proj)
+        return constrain(x, BATCH_ONLY, self.mesh), kept
+
+    def _norm(self, x: Array, part: Part) -> Array:
+        wide = x.astype(_wide(x.dtype))
+        unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.config.rms_norm_eps)
+        return (unit.astype(x.dtype) * part.scale[...]).astype(x.dtype)
+
+
+def _linear(x: Float[Array, "... i"], part: Part) -> Float[Array, "... o"]:
+    out = jnp.einsum("...i,io->...o", x, part.kernel[...], preferred_element_type=_wide(x.dtype))
+    if hasattr(part, "bias"):
+        out = out + part.bias[...]
+    return out.astype(x.dtype)
+
+
+def _visible(slots: Int[Array, " T"], cache: Cache) -> Bool[Array, "B T S"]:
+    keys = jnp.arange(cache.keys.shape[2])
+    return (keys <= slots[:, None]) & (keys >= cache.padding[:, None, None])
+
+
+def _wide(dtype: Any) -> Any:
+    return jnp.promote_types(dtype, jnp.float32)

@@ -1,0 +1,144 @@
+"""`Decoder`: the Flax decoder seen as pure functions of a plain dictionary of arrays.
+
+Everything static (architecture, mesh, attention form, rematerialisation) lives in one frozen dataclass, so two loads
+of the same configuration give equal, equally hashed models and share compiled functions. Bound methods compare by
+the identity of their object, so each function of the model is a small dataclass that compares by value.
+
+On a mesh with Explicit axes each function runs as an island of Auto axes: the compiler lays out its inside, its
+arguments keep their typed shardings, and its result is typed as split over the batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, Mesh
+from jaxtyping import Array, Float, Int
+
+from jaxunlearn.models.attention import IMPLEMENTATIONS
+from jaxunlearn.models.config import DecoderConfig
+from jaxunlearn.models.specs import param_specs
+from jaxunlearn.sharding import is_explicit, named_sharding
+from jaxunlearn.types import Model, Params
+
+REMAT = ("dots", "full", "none")
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """A decoder's architecture and how it is run.
+
+    Attributes:
+        config: the architecture.
+        mesh: devices its parameters live on; None for one device.
+        attention: "auto" (blockwise above 512 tokens), "xla" or "blockwise".
+        remat: what a block keeps for its backward pass: "dots" (outputs of projections), "full" (nothing but its
+            input, least memory) or "none" (everything, least time).
+        folder: the checkpoint it came from, whose tokenizer files `save` copies; not part of its identity.
+
+    Raises:
+        ValueError: naming an unknown `attention` or `remat`.
+    """
+
+    config: DecoderConfig
+    mesh: Mesh | None = None
+    attention: str = "auto"
+    remat: str = "dots"
+    folder: Path | None = field(default=None, compare=False)
+
+    def __post_init__(self):
+        if self.attention not in IMPLEMENTATIONS:
+            raise ValueError(f"attention={self.attention!r}; choose one of {', '.join(IMPLEMENTATIONS)}")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat={self.remat!r}; choose one of {', '.join(REMAT)}")
+
+    def logits(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        """Unnormalised log-probabilities of the next token at every place, nats, f32."""
+        return self.run(lambda module, tokens: module(tokens), params, tokens)
+
+    def logits_at(
+        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B P"]
+    ) -> Float[Array, "B P V"]:
+        """`logits` at `positions` only: P places instead of T pay for the head."""
+
+        def places(module: Any, tokens: Array, positions: Array) -> Array:
+            return module.head(jnp.take_along_axis(module.hidden(tokens), positions[..., None], axis=1))
+
+        return self.run(places, params, tokens, positions)
+
+    def hidden(self, params: Params, tokens: Int[Array, "B T"], layer: int | None = None) -> Float[Array, "B T D"]:
+        """Residual stream after `layer` blocks, 0 to L; None: the normalised input of the head.
+
+        Raises:
+            ValueError: when there is no such layer.
+        """
+        L = self.config.num_hidden_layers
+        if layer is not None and not 0 <= layer <= L:
+            raise ValueError(f"layer={layer}; this model has layers 0 (the embedding) to {L}, or None")
+        return self.run(lambda module, tokens: module.hidden(tokens, layer), params, tokens)
+
+    def run(self, function: Callable, params: Params, *batch: Array, out_axes: tuple = ("batch", None, None)) -> Array:
+        """`function(module, *batch)`; its result, of rank `len(out_axes)`, is split over the batch axes of the mesh."""
+        mesh = _explicit_mesh(params)
+        if mesh is None:
+            return function(_merge(self, self.mesh, params), *batch)
+        # Only the batch axis is split, so its length is all that the layout of the result depends on.
+        shape = (batch[0].shape[0],) + (1,) * (len(out_axes) - 1)
+        out = named_sharding(mesh, out_axes, shape)
+        island = jax.sharding.auto_axes(
+            lambda params, *batch: function(_merge(self, mesh, params), *batch), out_sharding=out, axes=mesh.axis_names
+        )
+        return island(params, *batch)
+
+
+@dataclass(frozen=True)
+class _Function:
+    """One function of a decoder, equal to the same function of an equal decoder."""
+
+    decoder: Decoder
+    name: str
+
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Array:
+        return getattr(self.decoder, self.name)(params, *args, **kwargs)
+
+
+def as_model(decoder: Decoder) -> Model:
+    """The decoder as the `Model` that the rest of the library takes.
+
+    Example:
+        >>> config = DecoderConfig(vocab_size=32, hidden_size=16, num_attention_heads=4, num_hidden_layers=2)
+        >>> as_model(Decoder(config)) == as_model(Decoder(config))
+        True
+    """
+    functions = {name: _Function(decoder, name) for name in ("logits", "hidden", "logits_at")}
+    return Model(**functions, source=decoder)
+
+
+@lru_cache(maxsize=64)
+def _graph(decoder: Decoder, mesh: Mesh | AbstractMesh | None) -> Any:
+    from flax import nnx
+
+    from jaxunlearn.models.decoder import DecoderModule
+
+    shapes = [jax.ShapeDtypeStruct(spec.shape, jnp.float32) for spec in param_specs(decoder.config)]
+    module = DecoderModule(decoder.config, shapes, mesh=mesh, attention=decoder.attention, remat=decoder.remat)
+    return nnx.split(module)[0]
+
+
+def _merge(decoder: Decoder, mesh: Mesh | AbstractMesh | None, params: Params) -> Any:
+    from flax import nnx
+
+    return nnx.merge(_graph(decoder, mesh), params)
+
+
+def _explicit_mesh(params: Params) -> AbstractMesh | None:
+    """The mesh of parameters whose type carries an explicit sharding, else None."""
+    for leaf in jax.tree.leaves(params):
+        mesh = jax.typeof(leaf).sharding.mesh
+        if is_explicit(mesh):
+            return mesh
+    return None

@@ -1,0 +1,172 @@
+"""Text generation with a cache of keys and values, in one compiled loop.
+
+Prompts of a batch are padded on the left, so that all end in the same column and every step adds one column. The
+prompts go through the model once and fill the cache; each step then costs one token. Padded slots are masked, and
+positions count from the first real token, so the padding changes nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from jaxunlearn.models.functional import Decoder
+from jaxunlearn.types import Key, Model, Params
+
+PROMPT_BUCKET = 32
+
+
+def generate(
+    model: Model,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids: Iterable[int] = (),
+    temperature: float = 0.0,
+    key: Key | None = None,
+    batch_size: int | None = None,
+) -> list[list[int]]:
+    """Continue each prompt, greedily or by sampling from `softmax(logits / temperature)`.
+
+    Args:
+        model: a model of `models.load` or `models.init`.
+        params: its parameters.
+        prompts: token ids, each prompt at least one token.
+        max_new_tokens: most tokens to add to a prompt.
+        stop_ids: ids that end a continuation; they are not part of it.
+        temperature: 0 takes the likeliest token.
+        key: random key, needed when `temperature` is above 0.
+        batch_size: prompts per compiled call; default all at once.
+
+    Returns:
+        The continuations, in the order of the prompts, without prompt, padding and stop token.
+
+    Raises:
+        ValueError: naming the prompt, when it is empty, holds an id outside the vocabulary or does not leave room
+            for `max_new_tokens` in the context; or when an argument is out of range.
+
+    Example:
+        >>> from jaxunlearn.models import DecoderConfig, init
+        >>> config = DecoderConfig(vocab_size=32, hidden_size=16, num_attention_heads=4, num_hidden_layers=1,
+        ...                        intermediate_size=24)
+        >>> model, params = init(config, jax.random.key(0))
+        >>> [len(tokens) for tokens in generate(model, params, [[1, 2], [3]], max_new_tokens=4)]
+        [4, 4]
+    """
+    prompts = [[int(token) for token in prompt] for prompt in prompts]
+    decoder = _check(model, prompts, max_new_tokens, temperature, key, batch_size)
+    stops = jnp.asarray(sorted(set(stop_ids)) or [-1], jnp.int32)
+    key = jax.random.key(0) if key is None else key
+    batch_size = min(batch_size or len(prompts), len(prompts)) if prompts else 1
+    texts: list[list[int]] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        # The last batch keeps the shape of the others, so it does not compile again.
+        tokens, padding = _left_padded(batch + [[0]] * (batch_size - len(batch)))
+        out, lengths = _continue(
+            decoder,
+            max_new_tokens,
+            temperature > 0,
+            params,
+            tokens,
+            padding,
+            stops,
+            temperature,
+            jax.random.fold_in(key, start),
+        )
+        rows = zip(np.asarray(out)[: len(batch)], np.asarray(lengths)[: len(batch)], strict=True)
+        texts.extend(row[:length].tolist() for row, length in rows)
+    return texts
+
+
+def _check(
+    model: Model,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    temperature: float,
+    key: Key | None,
+    batch_size: int | None,
+) -> Decoder:
+    decoder = model.source
+    if not isinstance(decoder, Decoder):
+        raise ValueError("generate() needs a decoder made by models.load or models.init")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}; ask for at least 1")
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size={batch_size}; it must be at least 1")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature}; use 0 for greedy text or a positive number")
+    if temperature > 0 and key is None:
+        raise ValueError("sampling (temperature above 0) needs key=jax.random.key(seed)")
+    vocabulary, context = decoder.config.vocab_size, decoder.config.max_position_embeddings
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {number} is empty; begin it with the model's first token (bos_token_id)")
+        if outside := [token for token in prompt if not 0 <= token < vocabulary]:
+            raise ValueError(f"prompt {number} holds id {outside[0]}, outside the vocabulary of {vocabulary}")
+        if len(prompt) + max_new_tokens > context:
+            raise ValueError(
+                f"prompt {number} has {len(prompt)} tokens; with max_new_tokens={max_new_tokens} it passes the context "
+                f"of {context}; shorten the prompt or ask for fewer tokens"
+            )
+    return decoder
+
+
+def _left_padded(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+    longest = max(map(len, prompts))
+    # Rounding the width up lets prompts of similar length share a compilation.
+    width = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+    tokens = np.zeros((len(prompts), width), np.int32)
+    for row, prompt in zip(tokens, prompts, strict=True):
+        row[width - len(prompt) :] = prompt
+    return tokens, np.asarray([width - len(prompt) for prompt in prompts], np.int32)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _continue(
+    decoder: Decoder,
+    max_new_tokens: int,
+    sample: bool,
+    params: Params,
+    tokens: Int[Array, "B T"],
+    padding: Int[Array, " B"],
+    stops: Int[Array, " S"],
+    temperature: float,
+    key: Key,
+) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
+    def continuation(module: Any, tokens: Array, padding: Array, stops: Array, temperature: Array, data: Array):
+        key = jax.random.wrap_key_data(data)
+
+        def choose(logits: Float[Array, "B V"], step: Array) -> Int[Array, " B"]:
+            if not sample:
+                return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            draw = jax.random.categorical(jax.random.fold_in(key, step), logits / temperature)
+            return draw.astype(jnp.int32)
+
+        def unfinished(state: tuple) -> Array:
+            step, _, _, _, done = state
+            return (step < max_new_tokens) & ~jnp.all(done)
+
+        def add_token(state: tuple) -> tuple:
+            step, logits, out, cache, done = state
+            token = choose(logits, step)
+            done = done | jnp.any(token[:, None] == stops, axis=1)
+            out = out.at[:, step].set(jnp.where(done, -1, token))
+            logits, cache = module.extend(token[:, None], cache)
+            return step + 1, logits, out, cache, done
+
+        B, T = tokens.shape
+        logits, cache = module.extend(tokens, module.empty_cache(padding, T + max_new_tokens))
+        out = jnp.full((B, max_new_tokens), -1, jnp.int32)
+        state = (jnp.zeros((), jnp.int32), logits, out, cache, jnp.zeros(B, bool))
+        return jax.lax.while_loop(unfinished, add_token, state)[2]
+
+    data = jax.random.key_data(key)
+    batch = (tokens, padding, stops, jnp.asarray(temperature, jnp.float32), data)
+    out = decoder.run(continuation, params, *batch, out_axes=("batch", None))
+    return out, jnp.sum(out >= 0, axis=1)

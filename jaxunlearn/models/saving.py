@@ -1,0 +1,162 @@
+"""Saving a decoder as a Hugging Face checkpoint that PyTorch's transformers loads unchanged.
+
+Tensors go out one shard file at a time: only the tensors of the file being written are on the host. Everything is
+written into a temporary folder beside the target, which is renamed at the end, so a target folder is either complete
+or absent, and nothing that exists is overwritten.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array
+
+from jaxunlearn.models.checkpoint_files import INDEX, SINGLE
+from jaxunlearn.models.config import DecoderConfig
+from jaxunlearn.models.functional import Decoder
+from jaxunlearn.models.specs import ParamSpec, at, param_specs
+from jaxunlearn.models.tokenization import GENERATION_CONFIG, copy_tokenizer
+from jaxunlearn.types import Model, Params
+
+
+class _Tensor(NamedTuple):
+    spec: ParamSpec
+    layer: int | None
+    name: str
+    bytes: int
+
+
+def save(
+    folder: str | Path,
+    model: Model,
+    params: Params,
+    *,
+    tokenizer: Any = None,
+    card: str | None = None,
+    max_shard_size: int = 5 * 2**30,
+) -> Path:
+    """Write `params` as a Hugging Face checkpoint folder.
+
+    Args:
+        folder: the folder to make; it must not exist, or be empty.
+        model: the model that `load` or `init` returned.
+        params: its parameters, as trained or unlearned.
+        tokenizer: a Hugging Face tokenizer, or a folder whose tokenizer files and `generation_config.json` are
+            copied unchanged; None for the folder the model was loaded from.
+        card: text of the README.md to put beside the weights.
+        max_shard_size: largest size of one weight file, bytes (a single tensor may exceed it).
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: when the folder holds something already, the model is not one of this library's decoders, or a
+            parameter is missing or of a wrong shape.
+    """
+    target = Path(folder)
+    decoder = model.source
+    if not isinstance(decoder, Decoder):
+        raise ValueError("save() writes decoders made by models.load or models.init; keep other models with orbax")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists already and is not an empty folder; choose another output folder")
+    _check(decoder.config, params)
+    tokenizer = decoder.folder if tokenizer is None else tokenizer
+    if isinstance(tokenizer, str | Path) and not Path(tokenizer).is_dir():
+        raise ValueError(f"tokenizer={str(tokenizer)!r} is not a folder; pass a tokenizer or a folder that holds one")
+
+    writes = jax.process_index() == 0
+    temporary = None
+    if writes:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        _write_weights(temporary, decoder.config, params, max_shard_size)
+        if temporary is not None:
+            _write_rest(temporary, decoder, params, tokenizer, card)
+            os.chmod(temporary, 0o755)
+            if target.exists():
+                target.rmdir()
+            temporary.rename(target)
+    except BaseException:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return target
+
+
+def _check(config: DecoderConfig, params: Params) -> None:
+    problems = []
+    for spec in param_specs(config):
+        try:
+            shape = at(params, spec).shape
+        except (KeyError, TypeError):
+            problems.append(f"{'/'.join(spec.path)} is missing")
+            continue
+        if shape != spec.shape:
+            problems.append(f"{'/'.join(spec.path)} is {list(shape)}, the model has {list(spec.shape)}")
+    if problems:
+        raise ValueError("these parameters do not fit the model: " + "; ".join(problems))
+
+
+def _write_weights(folder: Path | None, config: DecoderConfig, params: Params, max_shard_size: int) -> None:
+    from safetensors.numpy import save_file
+
+    shards = list(_shards(config, params, max_shard_size))
+    weight_map = {}
+    for number, shard in enumerate(shards, start=1):
+        name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        weight_map.update({tensor.name: name for tensor in shard})
+        # Every process takes part in collecting a tensor that is split over several.
+        arrays = {tensor.name: _host(at(params, tensor.spec), tensor) for tensor in shard}
+        if folder is not None:
+            save_file(arrays, folder / name, metadata={"format": "pt"})
+    if folder is not None and len(shards) > 1:
+        total = sum(tensor.bytes for shard in shards for tensor in shard)
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _shards(config: DecoderConfig, params: Params, max_shard_size: int) -> Iterator[list[_Tensor]]:
+    shard: list[_Tensor] = []
+    size = 0
+    for spec in param_specs(config):
+        each = int(np.prod(spec.hf_shape)) * at(params, spec).dtype.itemsize
+        for layer, name in enumerate(spec.hf_names):
+            if shard and size + each > max_shard_size:
+                yield shard
+                shard, size = [], 0
+            shard.append(_Tensor(spec, layer if spec.stacked else None, name, each))
+            size += each
+    yield shard
+
+
+def _host(leaf: Array, tensor: _Tensor) -> np.ndarray:
+    part = leaf if tensor.layer is None else leaf[tensor.layer]
+    if isinstance(part, jax.Array) and not part.is_fully_addressable:
+        from jax.experimental.multihost_utils import process_allgather
+
+        part = process_allgather(part, tiled=True)
+    array = np.asarray(part)
+    return np.ascontiguousarray(array.T if tensor.spec.transposed else array)
+
+
+def _write_rest(folder: Path, decoder: Decoder, params: Params, tokenizer: Any, card: str | None) -> None:
+    dtype = at(params, param_specs(decoder.config)[0]).dtype.name
+    config = decoder.config.to_hf(dtype)
+    (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+    if isinstance(tokenizer, str | Path):
+        copy_tokenizer(Path(tokenizer), folder)
+    elif tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if decoder.folder is not None and not (folder / GENERATION_CONFIG).exists():
+        source = decoder.folder / GENERATION_CONFIG
+        if source.is_file():
+            shutil.copyfile(source, folder / GENERATION_CONFIG)
+    if card is not None:
+        (folder / "README.md").write_text(card, encoding="utf-8")

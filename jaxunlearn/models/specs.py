@@ -1,0 +1,110 @@
+"""One table of parameters drives initialisation, loading, sharding and saving.
+
+Each row says where a parameter sits in the nested dictionary a user sees, its shape with the layers stacked on a
+leading axis, what each dimension is (for sharding), what it is called in a Hugging Face checkpoint and how it is laid
+out there. torch stores a projection as [out, in] and computes `x W^T`; here it is [in, out] and `x W`.
+"""
+
+from typing import Any, NamedTuple
+
+from jaxunlearn.models.config import DecoderConfig
+
+
+class ParamSpec(NamedTuple):
+    """One parameter of the decoder.
+
+    Attributes:
+        path: keys from the root of the parameter dictionary to the leaf.
+        shape: shape here; stacked layers come first.
+        axes: logical name of each dimension (see `jaxunlearn.sharding.Rules`).
+        hf_name: name in a checkpoint, with `{layer}` for stacked parameters.
+        init: "normal", "ones" or "zeros".
+        transposed: whether a checkpoint stores the two matrix dimensions the other way round.
+        stacked: whether the leading axis counts layers.
+    """
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    hf_name: str
+    init: str = "normal"
+    transposed: bool = False
+    stacked: bool = False
+
+    @property
+    def hf_names(self) -> tuple[str, ...]:
+        """The checkpoint tensors this parameter is made of, in the order of its layers."""
+        return tuple(self.hf_name.format(layer=i) for i in range(self.shape[0])) if self.stacked else (self.hf_name,)
+
+    @property
+    def hf_shape(self) -> tuple[int, ...]:
+        """Shape of each of those tensors."""
+        shape = self.shape[1:] if self.stacked else self.shape
+        return shape[::-1] if self.transposed else shape
+
+
+def param_specs(config: DecoderConfig) -> tuple[ParamSpec, ...]:
+    """The parameters of a decoder, in the order in which they are used.
+
+    Example:
+        >>> config = DecoderConfig(vocab_size=32, hidden_size=16, num_attention_heads=4, num_hidden_layers=2)
+        >>> spec = param_specs(config)[2]
+        >>> spec.path, spec.shape, spec.hf_names[1]
+        (('layers', 'self_attn', 'q_proj', 'kernel'), (2, 16, 16), 'model.layers.1.self_attn.q_proj.weight')
+    """
+    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
+    heads = ("heads", config.num_attention_heads * config.head_dim)
+    kv_heads = ("kv_heads", config.num_key_value_heads * config.head_dim)
+    embed, mlp = ("embed", D), ("mlp", F)
+    attention, feed_forward = config.attention_bias, config.mlp_bias
+    rows = [ParamSpec(("embed_tokens", "embedding"), (V, D), ("vocab", "embed"), "model.embed_tokens.weight")]
+    rows += _scale(config, "input_layernorm")
+    rows += _linear(config, "self_attn", "q_proj", embed, heads, attention)
+    rows += _linear(config, "self_attn", "k_proj", embed, kv_heads, attention)
+    rows += _linear(config, "self_attn", "v_proj", embed, kv_heads, attention)
+    rows += _linear(config, "self_attn", "o_proj", heads, embed, attention)
+    rows += _scale(config, "post_attention_layernorm")
+    rows += _linear(config, "mlp", "gate_proj", embed, mlp, feed_forward)
+    rows += _linear(config, "mlp", "up_proj", embed, mlp, feed_forward)
+    rows += _linear(config, "mlp", "down_proj", mlp, embed, feed_forward)
+    rows.append(ParamSpec(("norm", "scale"), (D,), (None,), "model.norm.weight", "ones"))
+    if not config.tie_word_embeddings:
+        rows.append(ParamSpec(("lm_head", "kernel"), (D, V), ("embed", "vocab"), "lm_head.weight", transposed=True))
+    return tuple(rows)
+
+
+def nest(specs: tuple[ParamSpec, ...], leaves: list[Any]) -> dict[str, Any]:
+    """The nested dictionary with `leaves` at the paths of `specs`."""
+    tree: dict[str, Any] = {}
+    for spec, leaf in zip(specs, leaves, strict=True):
+        node = tree
+        for key in spec.path[:-1]:
+            node = node.setdefault(key, {})
+        node[spec.path[-1]] = leaf
+    return tree
+
+
+def at(params: dict[str, Any], spec: ParamSpec) -> Any:
+    """The leaf of `params` that `spec` describes."""
+    node = params
+    for key in spec.path:
+        node = node[key]
+    return node
+
+
+def _linear(
+    config: DecoderConfig, part: str, name: str, into: tuple[str, int], out: tuple[str, int], bias: bool
+) -> list[ParamSpec]:
+    path, hf = ("layers", part, name), f"model.layers.{{layer}}.{part}.{name}"
+    L = config.num_hidden_layers
+    shape, axes = (L, into[1], out[1]), ("layers", into[0], out[0])
+    rows = [ParamSpec((*path, "kernel"), shape, axes, f"{hf}.weight", transposed=True, stacked=True)]
+    if bias:
+        rows.append(ParamSpec((*path, "bias"), (L, out[1]), ("layers", None), f"{hf}.bias", "zeros", stacked=True))
+    return rows
+
+
+def _scale(config: DecoderConfig, name: str) -> list[ParamSpec]:
+    shape = (config.num_hidden_layers, config.hidden_size)
+    hf = f"model.layers.{{layer}}.{name}.weight"
+    return [ParamSpec(("layers", name, "scale"), shape, ("layers", None), hf, "ones", stacked=True)]

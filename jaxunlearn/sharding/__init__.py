@@ -1,0 +1,24 @@
+"""Where arrays live: device meshes, logical axis rules and batch placement.
+
+Example:
+    >>> import jax
+    >>> from jaxunlearn import sharding
+    >>> mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    >>> sharding.partition_spec(mesh, ("vocab", "embed"), (512, 64))
+    PartitionSpec('tensor', 'fsdp')
+"""
+
+from jaxunlearn.sharding.mesh import AXES, is_explicit, make_mesh
+from jaxunlearn.sharding.rules import DEFAULT_RULES, Rules, constrain, named_sharding, partition_spec, shard_batch
+
+__all__ = [
+    "AXES",
+    "DEFAULT_RULES",
+    "Rules",
+    "constrain",
+    "is_explicit",
+    "make_mesh",
+    "named_sharding",
+    "partition_spec",
+    "shard_batch",
+]

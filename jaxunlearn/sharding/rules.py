@@ -1,0 +1,140 @@
+"""Logical axis rules: the model names its dimensions, a table says which mesh axes split them.
+
+A spec such as `("vocab", "embed")` says what each dimension of an array *is*; `Rules` says where each kind of
+dimension goes. Layout is thus data that can be changed without touching the model. A mesh axis that does not divide
+a dimension is dropped, so a batch of one is replicated instead of being an error.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, PyTree
+
+from jaxunlearn.sharding.mesh import AXES
+
+LogicalAxes = tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which mesh axes split each kind of dimension (an empty tuple: none).
+
+    Attributes:
+        batch: examples.
+        length: token positions.
+        layers: the leading axis of stacked layers.
+        vocab: vocabulary entries, in the embedding table and in the head.
+        embed: the residual stream, as a dimension of parameters.
+        heads: query heads times head width.
+        kv_heads: key or value heads times head width.
+        mlp: hidden units of the feed-forward network.
+    """
+
+    batch: tuple[str, ...] = ("data", "fsdp")
+    length: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
+    vocab: tuple[str, ...] = ("tensor",)
+    embed: tuple[str, ...] = ("fsdp",)
+    heads: tuple[str, ...] = ("tensor",)
+    kv_heads: tuple[str, ...] = ("tensor",)
+    mlp: tuple[str, ...] = ("tensor",)
+
+    def mesh_axes(self, logical: str | None) -> tuple[str, ...]:
+        """The mesh axes of one logical axis; `None` is never split."""
+        if logical is None:
+            return ()
+        try:
+            return getattr(self, logical)
+        except AttributeError:
+            known = ", ".join(self.__dataclass_fields__)
+            raise ValueError(f"unknown logical axis {logical!r}; the rules know {known}") from None
+
+
+DEFAULT_RULES = Rules()
+
+
+def partition_spec(
+    mesh: Mesh, logical_axes: LogicalAxes, shape: tuple[int, ...], rules: Rules = DEFAULT_RULES
+) -> PartitionSpec:
+    """The mesh axes that split each dimension of an array of `shape`.
+
+    Mesh axes are taken in the order of the rule while their product divides the dimension; one mesh axis splits at
+    most one dimension, the first that claims it.
+
+    Raises:
+        ValueError: when `logical_axes` and `shape` differ in length, or a logical axis is unknown.
+
+    Example:
+        >>> from jaxunlearn.sharding import make_mesh
+        >>> partition_spec(make_mesh(devices=jax.devices()[:1]), ("batch", None), (8, 3))
+        PartitionSpec(('data', 'fsdp'), None)
+    """
+    if len(logical_axes) != len(shape):
+        raise ValueError(f"{len(logical_axes)} logical axes {logical_axes} for an array of shape {shape}")
+    used: set[str] = set()
+    entries = []
+    for logical, size in zip(logical_axes, shape, strict=True):
+        chosen: list[str] = []
+        ways = 1
+        for axis in rules.mesh_axes(logical):
+            if axis in mesh.shape and axis not in used and size % (ways * mesh.shape[axis]) == 0:
+                chosen.append(axis)
+                ways *= mesh.shape[axis]
+        used.update(chosen)
+        entries.append(None if not chosen else chosen[0] if len(chosen) == 1 else tuple(chosen))
+    return PartitionSpec(*entries)
+
+
+def named_sharding(
+    mesh: Mesh, logical_axes: LogicalAxes, shape: tuple[int, ...], rules: Rules = DEFAULT_RULES
+) -> NamedSharding:
+    """The sharding on `mesh` of an array whose dimensions are `logical_axes`; see `partition_spec`."""
+    return NamedSharding(mesh, partition_spec(mesh, logical_axes, shape, rules))
+
+
+def constrain(x: Array, logical_axes: LogicalAxes, mesh: Mesh | None, rules: Rules = DEFAULT_RULES) -> Array:
+    """`x`, laid out by its logical axes; `x` itself when `mesh` is None or inside `jax.shard_map`.
+
+    On Auto axes this is a constraint for the compiler; on Explicit axes it reshards, since there the layout is part
+    of the type.
+    """
+    if mesh is None:
+        return x
+    spec = partition_spec(mesh, logical_axes, x.shape, rules)
+    context = jax.sharding.get_abstract_mesh()
+    if context.empty:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    if AxisType.Manual in context.axis_types:
+        return x
+    if AxisType.Explicit in context.axis_types:
+        return jax.sharding.reshard(x, spec)
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def shard_batch(batch: PyTree, mesh: Mesh | None, rules: Rules = DEFAULT_RULES) -> PyTree:
+    """A host batch (any pytree, leading axis = examples) as arrays split over the batch axes of `mesh`.
+
+    With several processes every process passes the same global batch and keeps the rows of its own devices.
+    `mesh=None` puts the batch on the default device.
+
+    Example:
+        >>> import numpy as np
+        >>> from jaxunlearn.sharding import make_mesh
+        >>> shard_batch({"tokens": np.zeros((4, 3), np.int32)}, make_mesh(devices=jax.devices()[:1]))["tokens"].shape
+        (4, 3)
+    """
+
+    def place(leaf: Array | np.ndarray) -> Array:
+        host = np.asarray(leaf)
+        if mesh is None:
+            return jax.numpy.asarray(host)
+        axes = ("batch", *(None,) * (host.ndim - 1)) if host.ndim else ()
+        target = named_sharding(mesh, axes, host.shape, rules)
+        return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
+
+    return jax.tree.map(place, batch)
+
+
+__all__ = ["AXES", "DEFAULT_RULES", "Rules", "constrain", "named_sharding", "partition_spec", "shard_batch"]
