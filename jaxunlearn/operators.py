@@ -26,7 +26,7 @@ class LinearOperator:
     Example:
         >>> import jax.numpy as jnp
         >>> A = LinearOperator(lambda v: 2.0 * v, like=jnp.zeros(3), psd=True)
-        >>> float(damped(A, 1.0)(jnp.ones(3))[0])
+        >>> float(A.damped(1.0)(jnp.ones(3))[0])
         3.0
     """
 
@@ -36,6 +36,10 @@ class LinearOperator:
 
     def __call__(self, v: PyTree) -> PyTree:
         return self.mv(v)
+
+    def damped(self, damping: Float[Array, ""] | float) -> "LinearOperator":
+        """`A + damping * I` (Tikhonov damping; `damping` in the units of A)."""
+        return LinearOperator(lambda v: tree.axpy(damping, v, self(v)), self.like, self.psd)
 
     def power(self, p: float) -> "LinearOperator":
         """`A^p`; only operators with a closed form (the dual form of the empirical Fisher) have one."""
@@ -48,11 +52,6 @@ class LinearOperator:
 def identity(like: PyTree) -> LinearOperator:
     """`I`: the metric of plain gradient methods."""
     return LinearOperator(lambda v: v, like, psd=True)
-
-
-def damped(A: LinearOperator, damping: Float[Array, ""] | float) -> LinearOperator:
-    """`A + damping * I` (Tikhonov damping; `damping` in the units of A)."""
-    return LinearOperator(lambda v: tree.axpy(damping, v, A(v)), A.like, A.psd)
 
 
 def scaled(c: Float[Array, ""] | float, A: LinearOperator, *, psd: bool = False) -> LinearOperator:

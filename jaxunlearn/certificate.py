@@ -1,0 +1,104 @@
+"""The residual certificate of a step: what it was predicted to do, and what it did.
+
+No part of it is inferred from the method: losses, gradients and KL are measured on the batch before and after.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxunlearn import losses, tree
+from jaxunlearn.solvers import Status
+from jaxunlearn.transforms import CurvatureState, measured_kl, predicted_kl
+from jaxunlearn.types import Batch, Model, Params, UnlearnBatch
+
+
+class Certificate(NamedTuple):
+    """Losses in nats per loss token on this batch; entries about retain are `None` when the batch has none.
+
+    Attributes:
+        forget_before: NLL on forget before the step.
+        forget_after: after it.
+        forget_predicted: predicted change, `g_f.d`.
+        retain_before: NLL on retain before the step.
+        retain_after: after it.
+        retain_predicted: predicted change, `g_r.d + d.G_r d / 2`.
+        kl_predicted: predicted KL(before || after) on retain, `d.G_r d / 2`.
+        kl_measured: measured.
+        retain_grad_before: `||grad L_r||` before.
+        retain_grad_after: after.
+    """
+
+    forget_before: Float[Array, ""]
+    forget_after: Float[Array, ""]
+    forget_predicted: Float[Array, ""]
+    retain_before: Float[Array, ""] | None
+    retain_after: Float[Array, ""] | None
+    retain_predicted: Float[Array, ""] | None
+    kl_predicted: Float[Array, ""] | None
+    kl_measured: Float[Array, ""] | None
+    retain_grad_before: Float[Array, ""] | None
+    retain_grad_after: Float[Array, ""] | None
+
+
+def certify(model: Model, before: Params, after: Params, batch: UnlearnBatch) -> Certificate:
+    """Measure a step from `before` to `after`; pure, inside `jit`."""
+    step = jax.tree.map(lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), after, before)
+    forget, forget_grad = _loss_and_grad(model, before, batch.forget)
+    forget_after = _mean(model, after, batch.forget)
+    forget_predicted = tree.vdot(forget_grad, step)
+    if batch.retain is None:
+        return Certificate(forget, forget_after, forget_predicted, *([None] * 7))
+    retain, retain_grad = _loss_and_grad(model, before, batch.retain)
+    retain_after, grad_after = _loss_and_grad(model, after, batch.retain)
+    kl = predicted_kl(model, before, batch.retain, step)
+    return Certificate(
+        forget,
+        forget_after,
+        forget_predicted,
+        retain,
+        retain_after,
+        tree.vdot(retain_grad, step) + kl,
+        kl,
+        measured_kl(model, before, after, batch.retain),
+        tree.norm(retain_grad),
+        tree.norm(grad_after),
+    )
+
+
+def describe(certificate: Certificate | None, curvature: CurvatureState | None) -> str:
+    """The certificate in words, on the host: one line a fact."""
+    lines = []
+    if curvature is not None:
+        solve = curvature.solve
+        status = Status(int(solve.status))
+        lines += [
+            f"solve: {status.name} after {int(solve.steps)} products, relative residual "
+            f"{float(solve.relative_residual):.2e}: {status.message}",
+            f"damping {float(curvature.used_damping):.2e}, lowest curvature met {float(solve.min_curvature):.2e}, "
+            f"share of the step in the sampled span {float(curvature.span_share):.3f}",
+        ]
+    if certificate is not None:
+        c = certificate
+        change = float(c.forget_after) - float(c.forget_before)
+        lines.append(f"forget NLL change: predicted {float(c.forget_predicted):+.2e}, measured {change:+.2e}")
+        if c.retain_before is not None:
+            change = float(c.retain_after) - float(c.retain_before)
+            lines += [
+                f"retain NLL change: predicted {float(c.retain_predicted):+.2e}, measured {change:+.2e}",
+                f"retain KL: predicted {float(c.kl_predicted):.2e}, measured {float(c.kl_measured):.2e}",
+                f"retain gradient norm: {float(c.retain_grad_before):.2e} -> {float(c.retain_grad_after):.2e}",
+            ]
+    return "\n".join(lines)
+
+
+def _mean(model: Model, params: Params, batch: Batch) -> Array:
+    total, count = losses.nll(model, params, batch)
+    return total / jnp.where(count > 0, count, 1.0)
+
+
+def _loss_and_grad(model: Model, params: Params, batch: Batch) -> tuple[Array, Params]:
+    value, grad = jax.value_and_grad(lambda p: _mean(model, p, batch))(params)
+    return value, tree.to_vector(grad)

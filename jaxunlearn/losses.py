@@ -1,0 +1,79 @@
+"""Losses on predictions, as `(sum, count)` pairs in nats.
+
+Everything is computed in f32 from logits of any dtype. A target's log-probability is picked by comparison with an
+iota, not by a gather: the compiler fuses it into the softmax and it shards along the vocabulary for free.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jaxunlearn.types import Batch, Model, Params, Predictions, TopK
+
+
+def log_probs(predictions: Predictions) -> Float[Array, "B P V"]:
+    """`log p(v)` at every place, nats, at least f32."""
+    logits = predictions.logits
+    return jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+
+
+def token_nll(predictions: Predictions) -> Float[Array, "B P"]:
+    """`-log p(target)` at every place, nats, unweighted."""
+    logits = predictions.logits.astype(jnp.promote_types(predictions.logits.dtype, jnp.float32))
+    classes = jnp.arange(logits.shape[-1], dtype=predictions.targets.dtype)
+    hit = classes == predictions.targets[..., None]
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(jnp.where(hit, logits, 0.0), axis=-1)
+
+
+def example_nll(model: Model, params: Params, batch: Batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """Per example: the sum of NLL over its loss tokens (nats) and their total weight."""
+    predictions = batch.predict(model, params)
+    weights = predictions.weights.astype(jnp.float32)
+    return jnp.sum(weights * token_nll(predictions), axis=-1), jnp.sum(weights, axis=-1)
+
+
+def nll(model: Model, params: Params, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Negative log-likelihood: `(sum over loss tokens, number of loss tokens)`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxunlearn.types import LabelledBatch
+        >>> model = Model(logits=lambda params, x: x @ params)
+        >>> total, count = nll(model, jnp.zeros((3, 2)), LabelledBatch(jnp.ones((4, 3)), jnp.zeros(4, jnp.int32)))
+        >>> round(float(total / count), 4), float(count)
+        (0.6931, 4.0)
+    """
+    sums, counts = example_nll(model, params, batch)
+    return jnp.sum(sums), jnp.sum(counts)
+
+
+def kl_between(
+    p_logits: Float[Array, "B P V"], q_logits: Float[Array, "B P V"], weights: Float[Array, "B P"]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`KL(p || q)` summed over weighted places, and the total weight."""
+    p = jax.nn.log_softmax(p_logits.astype(jnp.float32), axis=-1)
+    q = jax.nn.log_softmax(q_logits.astype(jnp.float32), axis=-1)
+    return jnp.sum(weights * jnp.sum(jnp.exp(p) * (p - q), axis=-1)), jnp.sum(weights)
+
+
+def kl_from_top(top: TopK, predictions: Predictions) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`KL(q || p)` for a stored sparse `q`, the classes outside its top k lumped into one bucket.
+
+    Lumping can only lower a KL divergence, so this bounds the full one from below, and equals it at k = V. Places
+    that q does not define (`top.weights` 0) carry no loss.
+
+    Returns:
+        The sum over weighted places (nats) and the total weight.
+    """
+    logp = log_probs(predictions)
+    weights = predictions.weights * top.weights
+    classes = jnp.arange(logp.shape[-1], dtype=top.ids.dtype)
+    hits = classes == top.ids[..., None]
+    p_top = jnp.sum(jnp.where(hits, logp[..., None, :], 0.0), axis=-1)
+    q_top = top.log_probs
+    total = jnp.sum(jnp.exp(q_top) * (q_top - p_top), axis=-1)
+    if top.ids.shape[-1] < logp.shape[-1]:
+        p_rest = jax.nn.logsumexp(jnp.where(jnp.any(hits, axis=-2), -jnp.inf, logp), axis=-1)
+        q_rest = jnp.maximum(-jnp.expm1(jax.nn.logsumexp(q_top, axis=-1)), 0.0)
+        total = total + jnp.where(q_rest > 0, q_rest * (jnp.log(jnp.maximum(q_rest, 1e-30)) - p_rest), 0.0)
+    return jnp.sum(weights * total), jnp.sum(weights)

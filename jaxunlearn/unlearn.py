@@ -1,0 +1,125 @@
+"""`unlearn_step`: one pure, jit-able, shardable step of any method.
+
+state = init(method, model, params, key=key)
+step = jax.jit(unlearn_step, static_argnums=(0, 1), donate_argnums=2)
+state, info = step(method, model, state, batch)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from jaxunlearn import tree
+from jaxunlearn.certificate import Certificate, certify
+from jaxunlearn.methods.method import Method
+from jaxunlearn.transforms import CurvatureState
+from jaxunlearn.types import Key, Model, Params, UnlearnBatch
+
+
+class UnlearnState(NamedTuple):
+    """Everything a step needs from the one before.
+
+    Attributes:
+        step: steps taken.
+        params: the parameters, in their own dtype and layout.
+        opt_state: state of the method's transformation (damping, moments).
+        key: random key of the next step.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: PyTree
+    key: Key
+
+
+class StepInfo(NamedTuple):
+    """What a step did.
+
+    Attributes:
+        objective: value of the method's objective before the step.
+        gradient_norm: of the objective.
+        update_norm: length of the step in parameter space.
+        applied: False when the update was not finite; the parameters are then unchanged.
+        certificate: predictions and measurements, `None` with `method.certify=False`.
+        curvature: damping, solve record and trust region of a second-order method, else `None`.
+    """
+
+    objective: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+    update_norm: Float[Array, ""]
+    applied: Bool[Array, ""]
+    certificate: Certificate | None
+    curvature: CurvatureState | None
+
+
+def init(method: Method, model: Model, params: Params, *, key: Key) -> UnlearnState:
+    """The state before the first step.
+
+    It holds `params` themselves, not a copy: a step that donates its state consumes them.
+    """
+    for leaf in jax.tree.leaves(params):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(
+                f"params hold an array of dtype {leaf.dtype}, which has no gradient; keep integer buffers out of the "
+                "parameter tree (close over them in the model's functions)"
+            )
+    return UnlearnState(jnp.int32(0), params, method.transform.init(tree.to_vector(params)), key)
+
+
+def unlearn_step(
+    method: Method, model: Model, state: UnlearnState, batch: UnlearnBatch
+) -> tuple[UnlearnState, StepInfo]:
+    """One step: gradient of the objective, the method's transformation, the update, the certificate.
+
+    Args:
+        method: a recipe of `jaxunlearn.methods`; static under `jit`.
+        model: pure functions; static under `jit`.
+        state: donated, if the caller asks `jit` to.
+        batch: the step's data; its shapes must not change between steps, or each new shape compiles anew.
+
+    Returns:
+        The next state, laid out like the given one, and a `StepInfo`.
+
+    Raises:
+        ValueError: at trace time, when the batch lacks a part the method reads.
+
+    Example:
+        >>> from jaxunlearn import methods
+        >>> from jaxunlearn.types import LabelledBatch
+        >>> model = Model(logits=lambda w, x: x @ w)
+        >>> method = methods.newton_removal(damping=0.1)
+        >>> state = init(method, model, jnp.zeros((4, 3)), key=jax.random.key(0))
+        >>> x = jax.random.normal(jax.random.key(1), (16, 4))
+        >>> batch = UnlearnBatch(
+        ...     forget=LabelledBatch(x[:2], jnp.array([0, 1])), retain=LabelledBatch(x[2:], jnp.zeros(14, jnp.int32))
+        ... )
+        >>> state, info = jax.jit(unlearn_step, static_argnums=(0, 1))(method, model, state, batch)
+        >>> bool(info.certificate.forget_after > info.certificate.forget_before)
+        True
+    """
+    next_key, key = jax.random.split(state.key)
+    value, grads = method.objective.value_and_grad(model, state.params, batch)
+    updates, opt_state = method.transform.update(
+        grads, state.opt_state, state.params, model=model, batch=batch, key=key
+    )
+    applied = tree.all_finite(updates)
+    updates = tree.where(applied, updates, tree.zeros_like(state.params))
+    params = tree.shard_like(optax.apply_updates(state.params, updates), state.params)
+    info = StepInfo(
+        value,
+        tree.norm(grads),
+        tree.norm(updates),
+        applied,
+        certify(model, state.params, params, batch) if method.certify else None,
+        curvature_state(opt_state),
+    )
+    return UnlearnState(state.step + 1, params, opt_state, next_key), info
+
+
+def curvature_state(opt_state: PyTree) -> CurvatureState | None:
+    """The record of the last curvature solve inside an optax state, if the method made one."""
+    found = jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, CurvatureState))
+    return next((s for s in found if isinstance(s, CurvatureState)), None)
