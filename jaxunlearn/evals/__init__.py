@@ -3,6 +3,7 @@
 `score` and `kl` are the only functions here that touch a device; `evaluate` runs them for a whole suite.
 """
 
+from jaxunlearn.evals.catalogue import METRICS, Metric
 from jaxunlearn.evals.divergence import Divergence, kl
 from jaxunlearn.evals.forget_quality import ForgetQuality, forget_quality
 from jaxunlearn.evals.memorisation import exact_memorisation, extraction_strength
@@ -14,7 +15,9 @@ from jaxunlearn.evals.privacy import (
     membership_by_min_k_plus_plus,
     membership_by_zlib,
 )
+from jaxunlearn.evals.result import Measure, Result, why_missing, write_result
 from jaxunlearn.evals.score import Scores, score
+from jaxunlearn.evals.suite import evaluate
 from jaxunlearn.evals.tofu import (
     log_truth_ratio,
     model_utility,
@@ -26,11 +29,16 @@ from jaxunlearn.evals.tofu import (
 )
 
 __all__ = [
+    "METRICS",
     "Attack",
     "Divergence",
     "ForgetQuality",
+    "Measure",
+    "Metric",
+    "Result",
     "Scores",
     "attack",
+    "evaluate",
     "exact_memorisation",
     "extraction_strength",
     "forget_quality",
@@ -47,4 +55,6 @@ __all__ = [
     "score",
     "truth_ratio_forget",
     "truth_ratio_retain",
+    "why_missing",
+    "write_result",
 ]

@@ -1,4 +1,4 @@
-r"""How far two models' outputs are from each other: KL divergence and total variation, exactly, over the whole vocabulary.
+r"""How far apart two models' outputs are: KL divergence and total variation, over the whole vocabulary.
 
 Two networks can behave alike with quite different weights, so "as good as retrained" is measured in output space:
 
@@ -80,7 +80,7 @@ def kl(
         >>> from jaxunlearn.types import Model
         >>> from jaxunlearn.data import Encoded
         >>> bigram = Model(logits=lambda params, tokens: params[tokens])
-        >>> example = Encoded(np.array([0, 1], np.int32), np.array([0, 1], np.float32), None)
+        >>> example = Encoded(np.array([0, 1], np.int32), np.array([0, 1], np.float32), None, "", None)
         >>> fair, biased = jnp.log(jnp.array([[.5, .5]] * 2)), jnp.log(jnp.array([[.9, .1]] * 2))
         >>> round(kl(bigram, fair, biased, [example]).mean_kl, 4)  # log(.5 / .3)
         0.5108

@@ -62,7 +62,7 @@ def membership_by_min_k_plus_plus(log_probs: Rows, means: Rows, stds: Rows, *, k
 
 
 def membership_by_zlib(log_probs: Rows, texts: Sequence[str]) -> Float[np.ndarray, " N"]:
-    """Minus the NLL per token over the bytes zlib needs: plain text is discounted (Carlini et al. 2021). Higher: member.
+    """Minus the NLL per token over the bytes zlib needs (Carlini et al. 2021): dull text is discounted. Higher: member.
 
     Example:
         >>> dull, rich = "a a a a a a a a a a", "quartz jukebox vow"

@@ -91,7 +91,7 @@ def score(
         >>> from jaxunlearn.types import Model
         >>> from jaxunlearn.data import Encoded
         >>> bigram = Model(logits=lambda params, tokens: params[tokens])
-        >>> example = Encoded(np.array([0, 1, 2], np.int32), np.array([0, 1, 1], np.float32), None)
+        >>> example = Encoded(np.array([0, 1, 2], np.int32), np.array([0, 1, 1], np.float32), None, "", None)
         >>> scores = score(bigram, jnp.log(jnp.array([[.1, .8, .1], [.2, .2, .6], [.2, .2, .6]])), [example])
         >>> np.exp(scores.log_probs[0]).round(3).tolist(), scores.hits[0].tolist()
         ([0.8, 0.6], [True, True])

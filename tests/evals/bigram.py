@@ -26,7 +26,7 @@ def table(seed: int = 0, *, scale: float = 2.0) -> jax.Array:
 def example(tokens: list[int], prompt: int = 1, record: Any = None) -> Encoded:
     mask = np.ones(len(tokens), np.float32)
     mask[:prompt] = 0
-    return Encoded(np.array(tokens, np.int32), mask, record)
+    return Encoded(np.array(tokens, np.int32), mask, np.zeros((len(tokens), 2), np.int32), "", record)
 
 
 def examples(count: int = 23, seed: int = 0) -> list[Encoded]:

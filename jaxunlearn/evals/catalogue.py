@@ -1,0 +1,89 @@
+"""What each metric of a suite is called, measured in, and which way it should go.
+
+A table of facts, so that reports, command lines and result files say the same. Its order is the order of every table.
+`higher_is` is "better", "worse" or "neither"; a `target` says where the value should end up instead.
+
+A forget metric that "should fall" should fall to the retrained model's value and no further: 0 is not forgetting but
+suppression. Tables therefore show the retrained model beside it.
+"""
+
+from typing import Literal, NamedTuple
+
+
+class Metric(NamedTuple):
+    """One metric.
+
+    Attributes:
+        label: for a table.
+        group: "forget", "retain", "utility" or "privacy".
+        unit: "nats/token", or empty for a pure number.
+        higher_is: whether larger values are wanted.
+        meaning: one sentence for a reader outside the field.
+        target: the wanted value, where that is neither extreme.
+    """
+
+    label: str
+    group: str
+    unit: str
+    higher_is: Literal["better", "worse", "neither"]
+    meaning: str
+    target: float | None = None
+
+
+_NATS = "nats/token"
+_PROBABILITY = "How likely the model finds the true answer, per token."
+_EXACT = "Share of the answer's tokens the model would write itself, given those before."
+_RECALL = "Share of the true answer's words, in order, in what the model writes."
+_KL = "Distance of the answers' distribution from that of the model retrained without the forget set."
+_ATTACK = "Chance that an attacker ranks a forget text above one never seen; one half is blind guessing."
+
+METRICS: dict[str, Metric] = {
+    "forget_kl": Metric("KL to retrained, forget", "forget", _NATS, "worse", _KL),
+    "forget_total_variation": Metric("Total variation to retrained, forget", "forget", "", "worse", _KL),
+    "forget_quality": Metric(
+        "Forget Quality (KS p-value)",
+        "forget",
+        "",
+        "better",
+        "Probability of truth ratios this different if the model had been retrained without the forget set.",
+    ),
+    "forget_probability": Metric("Probability, forget", "forget", "", "worse", _PROBABILITY),
+    "forget_nll": Metric("NLL, forget", "forget", _NATS, "better", "Surprise at the true answer, per token."),
+    "forget_exact_memorisation": Metric("Exact memorisation, forget", "forget", "", "worse", _EXACT),
+    "forget_extraction_strength": Metric(
+        "Extraction strength, forget",
+        "forget",
+        "",
+        "worse",
+        "Share of the answer that comes out word for word once its beginning is given.",
+    ),
+    "forget_truth_ratio": Metric(
+        "Truth ratio, forget", "forget", "", "better", "1: right and wrong answers look equally likely to the model."
+    ),
+    "forget_rouge_l": Metric("ROUGE-L recall, forget", "forget", "", "worse", _RECALL),
+    "forget_loss_auc": Metric("Loss attack AUC", "privacy", "", "neither", _ATTACK, 0.5),
+    "forget_min_k_auc": Metric("Min-K% attack AUC", "privacy", "", "neither", _ATTACK, 0.5),
+    "forget_min_k_plus_plus_auc": Metric("Min-K%++ attack AUC", "privacy", "", "neither", _ATTACK, 0.5),
+    "forget_zlib_auc": Metric("ZLib attack AUC", "privacy", "", "neither", _ATTACK, 0.5),
+    "retain_kl": Metric("KL to retrained, retain", "retain", _NATS, "worse", _KL),
+    "retain_total_variation": Metric("Total variation to retrained, retain", "retain", "", "worse", _KL),
+    "retain_probability": Metric("Probability, retain", "retain", "", "better", _PROBABILITY),
+    "retain_nll": Metric("NLL, retain", "retain", _NATS, "worse", "Surprise at the true answer, per token."),
+    "retain_exact_memorisation": Metric("Exact memorisation, retain", "retain", "", "better", _EXACT),
+    "retain_truth_ratio": Metric(
+        "Truth ratio, retain", "retain", "", "better", "Near 1: the right answer is far likelier than wrong ones."
+    ),
+    "retain_rouge_l": Metric("ROUGE-L recall, retain", "retain", "", "better", _RECALL),
+    **{
+        f"{part}_{name}": Metric(f"{label}, {title}", "utility", "", "better", meaning)
+        for part, title in (("authors", "real authors"), ("world", "world facts"))
+        for name, label, meaning in (
+            ("probability", "Probability", "Share of probability on the true answer among the wrong ones listed."),
+            ("truth_ratio", "Truth ratio", "Near 1: the right answer is far likelier than wrong ones."),
+            ("rouge_l", "ROUGE-L recall", _RECALL),
+        )
+    },
+    "model_utility": Metric(
+        "Model utility", "utility", "", "better", "Harmonic mean of nine numbers on what was to be kept."
+    ),
+}
