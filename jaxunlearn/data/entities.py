@@ -22,11 +22,11 @@ _LINKS = _words("de la van von der den bin ibn ben abu al el da di du del dos of
 # Words that begin sentences without naming anything; a capital tells nothing there.
 _OPENERS = _words(
     """what who whom whose which where when why how in on at of for from by with to is are was were do does did can
-    could would will shall should has have had may might must the a an and or but if as it its this that these those
-    there here his her their our your my he she they we you i describe name tell list explain discuss give identify provide
-    mention state share write please let considering given based according regarding during despite apart besides within
-    through throughout among since after before while although though not no yes any some all many most one also
-    elaborate summarize summarise compare say complete answer about author question"""
+    could would will shall should has have had may might must the a an and or but if as it its this that these
+    those there here his her their our your my he she they we you i describe name tell list explain discuss give
+    identify provide mention state share write please let considering given based according regarding during
+    despite apart besides within through throughout among since after before while although though not no yes any
+    some all many most one also elaborate summarize summarise compare say complete answer about author question"""
 )
 _DATES = _words(
     """January February March April May June July August September October November December
