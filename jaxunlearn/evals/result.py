@@ -74,7 +74,12 @@ def why_missing(measure: Mapping[str, Any]) -> str | None:
 
 
 def write_result(path: str | Path, result: Result) -> Path:
-    """Writes a result as JSON, under a temporary name first; an existing file is never overwritten.
+    """Writes a result as strict JSON; see `write_new`."""
+    return write_new(path, json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False).encode())
+
+
+def write_new(path: str | Path, content: bytes) -> Path:
+    """Writes a file whole or not at all, under a temporary name first; an existing file is never overwritten.
 
     Errors:
         ValueError: `path` exists.
@@ -85,8 +90,8 @@ def write_result(path: str | Path, result: Result) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(result, file, indent=1, allow_nan=False, ensure_ascii=False)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
