@@ -4,8 +4,8 @@ Example:
     >>> import jax
     >>> from jaxunlearn import sharding
     >>> mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    >>> sharding.partition_spec(mesh, ("vocab", "embed"), (512, 64))
-    PartitionSpec('tensor', 'fsdp')
+    >>> tuple(sharding.partition_spec(mesh, ("vocab", "embed"), (512, 64)))
+    ('tensor', 'fsdp')
 """
 
 from jaxunlearn.sharding.mesh import AXES, is_explicit, make_mesh

@@ -68,8 +68,8 @@ def partition_spec(
 
     Example:
         >>> from jaxunlearn.sharding import make_mesh
-        >>> partition_spec(make_mesh(devices=jax.devices()[:1]), ("batch", None), (8, 3))
-        PartitionSpec(('data', 'fsdp'), None)
+        >>> tuple(partition_spec(make_mesh(devices=jax.devices()[:1]), ("batch", None), (8, 3)))
+        (('data', 'fsdp'), None)
     """
     if len(logical_axes) != len(shape):
         raise ValueError(f"{len(logical_axes)} logical axes {logical_axes} for an array of shape {shape}")
