@@ -28,7 +28,7 @@ def token_nll(predictions: Predictions) -> Float[Array, "B P"]:
 def example_nll(model: Model, params: Params, batch: Batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Per example: the sum of NLL over its loss tokens (nats) and their total weight."""
     predictions = batch.predict(model, params)
-    weights = predictions.weights.astype(jnp.float32)
+    weights = predictions.weights
     return jnp.sum(weights * token_nll(predictions), axis=-1), jnp.sum(weights, axis=-1)
 
 

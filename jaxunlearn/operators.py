@@ -49,9 +49,22 @@ class LinearOperator:
         )
 
 
-def identity(like: PyTree) -> LinearOperator:
-    """`I`: the metric of plain gradient methods."""
-    return LinearOperator(lambda v: v, like, psd=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ScaledIdentity(LinearOperator):
+    """`c I`, closed under damping and powers."""
+
+    c: Float[Array, ""] | float = 1.0
+
+    def damped(self, damping: Float[Array, ""] | float) -> "ScaledIdentity":
+        return identity(self.like, self.c + damping)
+
+    def power(self, p: float) -> "ScaledIdentity":
+        return identity(self.like, self.c**p)
+
+
+def identity(like: PyTree, c: Float[Array, ""] | float = 1.0) -> ScaledIdentity:
+    """`c I`: with c = 1 the metric of plain gradient methods."""
+    return ScaledIdentity(lambda v: tree.scale(c, v), like, True, c=c)
 
 
 def scaled(c: Float[Array, ""] | float, A: LinearOperator, *, psd: bool = False) -> LinearOperator:

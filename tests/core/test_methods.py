@@ -1,0 +1,277 @@
+"""One table drives every method: jitted, donated, alone and on eight devices, and against the theorems it rests on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+from toys import flat, labelled, mlp, unlearn_batch
+
+import jaxunlearn as ju
+from jaxunlearn import losses, methods, objectives, operators, tree
+from jaxunlearn.curvature import EmpiricalFisher, GaussNewton, Hessian, Identity
+from jaxunlearn.sharding import make_mesh
+from jaxunlearn.solvers import CG, ClosedForm, Status
+
+METHODS = {
+    "grad_ascent": methods.grad_ascent(learning_rate=1e-2),
+    "grad_diff": methods.grad_diff(learning_rate=1e-2),
+    "npo": methods.npo(learning_rate=1e-2),
+    "npo_kl": methods.npo(learning_rate=1e-2, retain="kl"),
+    "newton_removal": methods.newton_removal(damping=0.1, step_size=0.1),
+    "newton_trust": methods.newton_removal(damping=0.1, max_kl=1e-3),
+    "fisher_removal": methods.fisher_removal(damping=0.1, samples=8, step_size=0.1),
+    "fisher_forgetting": methods.fisher_forgetting(damping=0.1, samples=8, mu=1e-6, sigma=1e-3),
+    "gauss_newton_ascent": methods.gauss_newton_ascent(max_kl=1e-3),
+    "counterfactual_matching": methods.counterfactual_matching(max_kl=1e-2),
+}
+SECOND_ORDER = [n for n in METHODS if n not in ("grad_ascent", "grad_diff", "npo", "npo_kl", "fisher_forgetting")]
+
+
+def run(method, model, params, batch, steps=3):
+    step = jax.jit(ju.unlearn_step, static_argnums=(0, 1), donate_argnums=2)
+    state = ju.init(method, model, jax.tree.map(jnp.copy, params), key=jax.random.key(0))
+    for _ in range(steps):
+        state, info = step(method, model, state, batch)
+    return state, info
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_moves_the_right_way(name):
+    model, params = mlp()
+    batch = unlearn_batch(model, params)
+    state, info = run(METHODS[name], model, params, batch)
+    assert int(state.step) == 3
+    assert bool(info.applied)
+    assert bool(tree.all_finite(state.params))
+    before = float(METHODS[name].objective.value(model, params, batch))
+    after = float(METHODS[name].objective.value(model, state.params, batch))
+    if name == "fisher_forgetting":  # noise has no direction, only a size
+        assert float(info.update_norm) > 0
+    else:
+        assert after < before
+    c = info.certificate
+    assert all(bool(jnp.isfinite(x)) for x in c)
+    assert float(c.retain_before) > 0
+    assert float(c.kl_measured) >= -1e-6
+
+
+@pytest.mark.parametrize("name", SECOND_ORDER)
+def test_second_order_methods_report_their_solve(name):
+    model, params = mlp()
+    _, info = run(METHODS[name], model, params, unlearn_batch(model, params))
+    assert Status(int(info.curvature.solve.status)) in Status
+    assert float(info.curvature.used_damping) > 0
+    text = ju.certificate.describe(info.certificate, info.curvature)
+    assert Status(int(info.curvature.solve.status)).name in text
+    assert "predicted" in text
+
+
+@pytest.mark.parametrize("name", ["newton_trust", "gauss_newton_ascent", "counterfactual_matching"])
+def test_a_trust_region_bounds_the_measured_kl(name):
+    model, params = mlp()
+    batch = unlearn_batch(model, params)
+    bound = {"counterfactual_matching": 1e-2}.get(name, 1e-3)
+    step = jax.jit(ju.unlearn_step, static_argnums=(0, 1))
+    state = ju.init(METHODS[name], model, params, key=jax.random.key(0))
+    for _ in range(4):
+        state, info = step(METHODS[name], model, state, batch)
+        assert float(info.certificate.kl_measured) <= 2.05 * bound
+
+
+def test_certificate_predicts_small_steps():
+    model, params = mlp()
+    method = methods.gauss_newton_ascent(max_kl=1e-6)
+    _, info = run(method, model, params, unlearn_batch(model, params), steps=1)
+    c = info.certificate
+    assert float(c.kl_measured) == pytest.approx(float(c.kl_predicted), rel=0.05)
+    assert float(c.forget_after - c.forget_before) == pytest.approx(float(c.forget_predicted), rel=0.05)
+
+
+OBJECTIVES = {
+    "ascent": objectives.Objective(((-1.0, objectives.NLL("forget")),)),
+    "diff": objectives.Objective(((-1.0, objectives.NLL("forget")), (1.0, objectives.NLL("retain")))),
+    "npo_kl": objectives.Objective(((1.0, objectives.NPO()), (1.0, objectives.KLRetain()))),
+    "matching": objectives.Objective(((1.0, objectives.CounterfactualKL()),)),
+}
+CURVATURES = {
+    "identity": (Identity(), CG(2)),
+    "hessian": (Hessian(), CG(10)),
+    "gauss_newton": (GaussNewton(), CG(10)),
+    "fisher": (EmpiricalFisher(8), ClosedForm()),
+    "fisher_cg": (EmpiricalFisher(8), CG(10)),
+}
+
+
+@pytest.mark.parametrize("curvature", CURVATURES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_any_objective_runs_with_any_curvature(objective, curvature):
+    model, params = mlp()
+    batch = unlearn_batch(model, params)
+    recipe, solver = CURVATURES[curvature]
+    method = methods.compose("mixed", OBJECTIVES[objective], recipe, solver, damping=1.0, step_size=0.05)
+    state, _ = run(method, model, params, batch, steps=1)
+    assert float(OBJECTIVES[objective].value(model, state.params, batch)) < float(
+        OBJECTIVES[objective].value(model, params, batch)
+    )
+
+
+def shard(params, batch, mesh):
+    """Weights over (fsdp, tensor) wherever they divide, rows over (data, fsdp)."""
+
+    def put(x, axes):
+        fitted = [
+            a if a is not None and x.shape[i] % np.prod([mesh.shape[n] for n in np.atleast_1d(a)]) == 0 else None
+            for i, a in enumerate(axes[: x.ndim])
+        ]
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*fitted)))
+
+    return (
+        jax.tree.map(lambda x: put(x, ("fsdp", "tensor")), params),
+        jax.tree.map(lambda x: put(x, (("data", "fsdp"),)), batch),
+    )
+
+
+@pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
+@pytest.mark.parametrize("name", METHODS)
+def test_eight_devices_equal_one(name, explicit):
+    model, params = mlp()
+    batch = unlearn_batch(model, params)
+    expected, _ = run(METHODS[name], model, params, batch, steps=2)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2, explicit=explicit)
+    sharded_params, sharded_batch = shard(params, batch, mesh)
+    if explicit:  # on an explicit mesh a contraction over a sharded axis must say where its result goes
+        model = model._replace(logits=_gathering(model.logits, mesh))
+    state, info = run(METHODS[name], model, sharded_params, sharded_batch, steps=2)
+    assert bool(info.applied)
+    np.testing.assert_allclose(flat(jax.device_get(state.params)), flat(expected.params), atol=2e-5)
+    for new, old in zip(jax.tree.leaves(state.params), jax.tree.leaves(sharded_params), strict=True):
+        assert new.sharding.is_equivalent_to(old.sharding, old.ndim)
+
+
+def _gathering(logits, mesh):
+    """A model that gathers its weights before using them: FSDP, spelt out."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return lambda params, x: logits(jax.tree.map(lambda w: jax.sharding.reshard(w, whole), params), x)
+
+
+def test_missing_parts_are_named():
+    model, params = mlp()
+    batch = ju.UnlearnBatch(labelled(4))
+    for name, part in [("grad_diff", "retain"), ("npo", "forget_nll"), ("counterfactual_matching", "counterfactual")]:
+        state = ju.init(METHODS[name], model, params, key=jax.random.key(0))
+        with pytest.raises(ValueError, match=part):
+            ju.unlearn_step(METHODS[name], model, state, batch)
+    state = ju.init(METHODS["newton_removal"], model, params, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="curvature is taken on UnlearnBatch.retain"):
+        ju.unlearn_step(METHODS["newton_removal"], model, state, batch)
+
+
+def test_a_non_finite_update_is_not_applied():
+    model, params = mlp()
+    batch = unlearn_batch(model, params)
+    broken = batch._replace(forget=batch.forget._replace(inputs=batch.forget.inputs * jnp.nan))
+    state, info = run(METHODS["grad_ascent"], model, params, broken, steps=1)
+    assert not bool(info.applied)
+    np.testing.assert_array_equal(flat(state.params), flat(params))
+
+
+def test_integer_parameters_are_refused():
+    model, params = mlp()
+    with pytest.raises(ValueError, match="int32"):
+        ju.init(METHODS["npo"], model, [*params, {"n": jnp.int32(3)}], key=jax.random.key(0))
+
+
+def test_microbatches_change_nothing():
+    model, params = mlp()
+    batch = unlearn_batch(model, params)
+    whole, _ = run(methods.newton_removal(damping=0.1, step_size=0.1), model, params, batch, steps=1)
+    split, _ = run(methods.newton_removal(damping=0.1, step_size=0.1, microbatch=4), model, params, batch, steps=1)
+    np.testing.assert_allclose(flat(split.params), flat(whole.params), atol=1e-5)
+
+
+def test_newton_lands_on_the_retrained_optimum_of_a_quadratic():
+    """Ridge regression: one influence-scale step from the optimum on D is the optimum on D_r."""
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(0)
+        X, y = jnp.asarray(rng.normal(size=(30, 5))), jnp.asarray(rng.normal(size=30))
+        forget, retain = slice(0, 6), slice(6, 30)
+        solve = lambda A, b: jnp.linalg.solve(A.T @ A, A.T @ b)
+        w = solve(X, y)
+
+        def total(p, rows):
+            return jnp.sum(0.5 * (rows[0] @ p - rows[1]) ** 2), float(rows[0].shape[0])
+
+        H = ju.curvature.hessian(total, w, (X[retain], y[retain]))
+        g_f = jax.grad(lambda p: total(p, (X[forget], y[forget]))[0] / 6)(w)
+        step, info = CG(50, 1e-13, progress=None)(H, g_f)
+        np.testing.assert_allclose(w + 6 / 24 * step, solve(X[retain], y[retain]), atol=1e-9)
+        assert Status(int(info.status)) is Status.CONVERGED
+
+
+def test_newton_recipe_lands_on_the_retrained_optimum_of_logistic_regression():
+    """The step removes nearly all of the distance to the retrained optimum, and Newton on retain the rest."""
+    with jax.enable_x64(True):
+        model = ju.Model(logits=lambda w, x: x @ w)
+        data = labelled(240, seed=5, features=4, dtype=jnp.float64)
+        forget, retain = (jax.tree.map(lambda x, s=s: x[s], data) for s in (slice(0, 8), slice(8, None)))
+
+        def newton(w, batch):
+            loss = lambda p: losses.nll(model, p, batch)[0] / jnp.sum(batch.loss_mask)
+            H = Hessian()(model, w, batch).damped(1e-9)
+            return w - CG(40, 1e-12, progress=None)(H, jax.grad(loss)(w))[0]
+
+        start, target = jnp.zeros((4, 3)), jnp.zeros((4, 3))
+        for _ in range(8):
+            start, target = newton(start, data), newton(target, retain)
+        gamma = float(jnp.sum(forget.loss_mask) / jnp.sum(retain.loss_mask))
+        recipe = methods.newton_removal(damping=1e-9, step_size=gamma, cg_steps=40, rtol=1e-12)
+        one, _ = run(recipe, model, start, ju.UnlearnBatch(forget, retain), steps=1)
+        assert float(tree.norm(one.params - target)) < 0.05 * float(tree.norm(start - target))
+        assert float(tree.norm(newton(one.params, retain) - target)) < 1e-4
+
+
+def test_noise_has_the_covariance_it_promises():
+    model, params = mlp(sizes=(3, 2))
+    retain = labelled(12, features=3, classes=2)
+    batch = ju.UnlearnBatch(retain, retain)
+    method = methods.fisher_forgetting(damping=0.05, samples=12, mu=1.0, sigma=1.0)._replace(certify=False)
+    state = ju.init(method, model, params, key=jax.random.key(0))
+
+    def draw(key):
+        after, _ = ju.unlearn_step(method, model, state._replace(key=key), batch)
+        return flat(after.params) - flat(params)
+
+    noise = jax.vmap(draw)(jax.random.split(jax.random.key(3), 20000))
+    F = operators.to_dense(EmpiricalFisher(12)(model, params, retain).damped(0.05))
+    values, vectors = jnp.linalg.eigh(F)
+    expected = (vectors * values**-0.5) @ vectors.T
+    np.testing.assert_allclose(jnp.cov(noise.T), expected, atol=0.05 * float(expected.max()))
+
+
+def test_npo_tends_to_gradient_ascent_as_beta_vanishes():
+    model, params = mlp()
+    batch = unlearn_batch(model, params)
+    sums = objectives.Objective(((1.0, objectives.NPO(beta=1e-4)),))
+    _, g_npo = sums.value_and_grad(model, params, batch)
+    ascent = jax.grad(lambda p: -jnp.mean(losses.example_nll(model, p, batch.forget)[0]))(params)
+    np.testing.assert_allclose(flat(g_npo), flat(ascent), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_gradients_equal_finite_differences(name):
+    with jax.enable_x64(True):
+        model, params = mlp(dtype=jnp.float64)
+        batch = jax.tree.map(
+            lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, unlearn_batch(model, params)
+        )
+        _, grads = OBJECTIVES[name].value_and_grad(model, params, batch)
+        v = tree.normal_like(jax.random.key(0), params)
+        value = lambda h: OBJECTIVES[name].value(model, tree.axpy(h, v, params), batch)
+        slope = (value(1e-5) - value(-1e-5)) / 2e-5
+        assert float(tree.vdot(grads, v)) == pytest.approx(float(slope), rel=1e-6, abs=1e-8)
+
+
+def test_catalogue_makes_what_it_names():
+    for name, entry in methods.CATALOGUE.items():
+        assert entry.make().name == name

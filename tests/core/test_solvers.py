@@ -1,0 +1,142 @@
+"""CG and closed forms against dense float64 solves, lineax, and their own statuses."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn import tree
+from jaxunlearn.curvature.empirical_fisher import low_rank
+from jaxunlearn.operators import LinearOperator
+from jaxunlearn.solvers import CG, ClosedForm, Status
+
+
+def dense_operator(matrix):
+    """A matrix acting on a two-leaf tree."""
+
+    def mv(v):
+        y = matrix @ jnp.concatenate([v["a"], v["b"].reshape(-1)])
+        return {"a": y[:3], "b": y[3:].reshape(2, -1)}
+
+    n = matrix.shape[0]
+    return LinearOperator(mv, {"a": jnp.zeros(3, matrix.dtype), "b": jnp.zeros((2, (n - 3) // 2), matrix.dtype)})
+
+
+def random_psd(n, seed=0, low=0.1):
+    rng = np.random.default_rng(seed)
+    q, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    return (q * np.geomspace(low, 10.0, n)) @ q.T
+
+
+def as_vector(t):
+    return np.concatenate([np.asarray(t["a"]), np.asarray(t["b"]).reshape(-1)])
+
+
+def test_cg_is_the_dense_solve():
+    with jax.enable_x64(True):
+        M = jnp.asarray(random_psd(15))
+        b = {"a": jnp.arange(3.0), "b": jnp.ones((2, 6))}
+        x, info = jax.jit(lambda b: CG(60, 1e-12, progress=None)(dense_operator(M), b))(b)
+        np.testing.assert_allclose(as_vector(x), np.linalg.solve(M, as_vector(b)), atol=1e-9)
+        assert Status(int(info.status)) is Status.CONVERGED
+        eigenvalues = np.linalg.eigvalsh(M)
+        assert eigenvalues[0] - 1e-9 <= float(info.min_curvature) <= float(info.max_curvature) <= eigenvalues[-1] + 1e-9
+
+
+def test_cg_agrees_with_lineax():
+    lineax = pytest.importorskip("lineax")
+    with jax.enable_x64(True):
+        M = jnp.asarray(random_psd(15, seed=3))
+        b = jnp.linspace(-1.0, 1.0, 15)
+        theirs = lineax.linear_solve(
+            lineax.MatrixLinearOperator(M, lineax.positive_semidefinite_tag), b, lineax.CG(rtol=1e-12, atol=1e-12)
+        ).value
+        ours, _ = CG(60, 1e-12, progress=None)(LinearOperator(lambda v: M @ v, b), b)
+        np.testing.assert_allclose(ours, theirs, atol=1e-9)
+
+
+def test_residual_history_is_the_true_one():
+    with jax.enable_x64(True):
+        M = jnp.asarray(random_psd(15))
+        b = jnp.ones(15)
+        A = LinearOperator(lambda v: M @ v, b)
+        for steps in (1, 4, 9):
+            x, info = CG(steps, 0.0, progress=None)(A, b)
+            assert float(info.residual_norms[steps]) == pytest.approx(float(jnp.linalg.norm(b - M @ x)), rel=1e-8)
+            assert Status(int(info.status)) is Status.MAX_STEPS
+            assert int(info.steps) == steps
+
+
+def test_preconditioner_and_warm_start_save_products():
+    scale = jnp.geomspace(1.0, 1e4, 200)
+    A = LinearOperator(lambda v: scale * v, scale)
+    b = jnp.ones(200)
+    _, plain = CG(500, 1e-4, progress=None)(A, b)
+    _, exact = CG(500, 1e-4, progress=None, preconditioner=lambda r: r / scale)(A, b)
+    _, warm = CG(500, 1e-4, progress=None)(A, b, b / scale)
+    assert int(exact.steps) == 1
+    assert int(warm.steps) == 0
+    assert int(plain.steps) > 20
+
+
+def test_progress_rule_stops_early_and_says_so():
+    scale = jnp.concatenate([jnp.ones(50), jnp.geomspace(1e3, 1e6, 50)])
+    b = jnp.concatenate([jnp.ones(50), 1e-3 * jnp.ones(50)])
+    _, info = CG(200, 1e-9)(LinearOperator(lambda v: scale * v, scale), b)
+    assert Status(int(info.status)) is Status.NO_PROGRESS
+    assert int(info.steps) < 100
+
+
+@pytest.mark.parametrize("at_first_step", [True, False])
+def test_negative_curvature_truncates(at_first_step):
+    eigenvalues = -jnp.ones(4) if at_first_step else jnp.array([5.0, 4.0, 3.0, -0.5])
+    A = LinearOperator(lambda v: eigenvalues * v, eigenvalues)
+    b = jnp.array([1.0, 1.0, 1.0, 0.1])
+    x, info = CG(20, 1e-6)(A, b)
+    assert Status(int(info.status)) is Status.NEGATIVE_CURVATURE
+    assert float(info.min_curvature) < 0
+    assert float(tree.vdot(x, b)) > 0
+
+
+def test_nan_product_returns_the_last_finite_iterate():
+    calls = jnp.array([1.0, 2.0, jnp.nan])
+    x, info = CG(20, 1e-6)(LinearOperator(lambda v: calls * v, calls), jnp.ones(3))
+    assert Status(int(info.status)) is Status.NON_FINITE
+    assert bool(jnp.all(jnp.isfinite(x)))
+
+
+@pytest.mark.parametrize("spectrum", ["identity", "one_to_fifty"])
+def test_a_million_f32_unknowns(spectrum):
+    n = 10**6
+    scale = jnp.ones(n) if spectrum == "identity" else jnp.tile(jnp.arange(1.0, 51.0), n // 50)
+    x, info = jax.jit(lambda b: CG(60, 1e-5, progress=None)(LinearOperator(lambda v: scale * v, scale), b))(jnp.ones(n))
+    assert Status(int(info.status)) is Status.CONVERGED
+    np.testing.assert_allclose(x, 1.0 / scale, rtol=1e-3)
+
+
+def test_zero_right_hand_side_is_zero():
+    x, info = CG()(LinearOperator(lambda v: v, jnp.zeros(3)), jnp.zeros(3))
+    assert Status(int(info.status)) is Status.CONVERGED
+    assert float(jnp.abs(x).max()) == 0.0
+
+
+def test_closed_form_reports_its_own_residual():
+    rng = np.random.default_rng(0)
+    G = jnp.asarray(rng.normal(size=(4, 9)), jnp.float32)
+    values, vectors = jnp.linalg.eigh(G @ G.T)
+    A = low_rank(G, vectors, values / 4, jnp.zeros(9), 0.1)
+    b = jnp.ones(9)
+    x, info = ClosedForm(-1.0)(A, b)
+    assert float(jnp.linalg.norm(A(x) - b) / 3) == pytest.approx(float(info.relative_residual), abs=1e-6)
+    assert float(info.relative_residual) < 1e-5
+    assert Status(int(info.status)) is Status.CLOSED_FORM
+
+
+@pytest.mark.parametrize("arguments", [{"max_steps": 0}, {"rtol": 1.5}])
+def test_settings_are_checked(arguments):
+    with pytest.raises(ValueError, match=next(iter(arguments))):
+        CG(**arguments)
+
+
+def test_every_status_has_a_message():
+    assert all(len(status.message) > 20 for status in Status)

@@ -1,0 +1,73 @@
+"""Small problems with dense oracles: a pure-JAX MLP classifier, ridge regression as a 'classifier' of Gaussians."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxunlearn as ju
+from jaxunlearn.types import TopK
+
+
+def mlp(sizes=(6, 8, 3), activation=jnp.tanh, seed=0, dtype=jnp.float32):
+    """A hand-written classifier: `(model, params)`, params a list of weight and bias dicts."""
+
+    def logits(params, x):
+        for layer in params[:-1]:
+            x = activation(x @ layer["w"] + layer["b"])
+        return x @ params[-1]["w"] + params[-1]["b"]
+
+    rng = np.random.default_rng(seed)
+    params = [
+        {
+            "w": jnp.asarray(rng.normal(size=(a, b)) / np.sqrt(a), dtype),
+            "b": jnp.asarray(0.1 * rng.normal(size=b), dtype),
+        }
+        for a, b in itertools.pairwise(sizes)
+    ]
+    return ju.Model(logits=logits), params
+
+
+def labelled(n, seed=0, features=6, classes=3, dtype=jnp.float32):
+    rng = np.random.default_rng(seed)
+    return ju.LabelledBatch(
+        jnp.asarray(rng.normal(size=(n, features)), dtype),
+        jnp.asarray(rng.integers(0, classes, n), jnp.int32),
+        jnp.asarray(rng.uniform(0.5, 1.5, n), dtype),
+    )
+
+
+def unlearn_batch(model, params, n_forget=8, n_retain=16):
+    """Forget and retain rows with every stored reference a method of this release can ask for."""
+    forget, retain = labelled(n_forget, 1), labelled(n_retain, 2)
+    uniform = TopK(
+        jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (n_forget, 1, 3)),
+        jnp.full((n_forget, 1, 3), -jnp.log(3.0)),
+        jnp.ones((n_forget, 1)),
+    )
+    reference = ju.Reference(
+        forget_nll=ju.objectives.reference.forget_nll(model, params, forget),
+        retain_top=ju.objectives.reference.top(model, params, retain, k=2),
+        counterfactual_top=uniform,
+    )
+    return ju.UnlearnBatch(forget, retain, None, reference)
+
+
+def flat(tree):
+    return jnp.concatenate([x.reshape(-1) for x in jax.tree.leaves(tree)])
+
+
+def unflatten_like(vector, tree):
+    leaves, structure = jax.tree.flatten(tree)
+    cuts = np.cumsum([x.size for x in leaves])[:-1]
+    return jax.tree.unflatten(
+        structure, [p.reshape(x.shape) for p, x in zip(jnp.split(vector, cuts), leaves, strict=True)]
+    )
+
+
+def token_batch(rng, rows, length=12, vocab=32, prompt=4):
+    tokens = jnp.asarray(rng.integers(1, vocab, (rows, length)), jnp.int32)
+    mask = jnp.zeros((rows, length)).at[:, prompt:].set(1.0)
+    positions = jnp.broadcast_to(jnp.arange(prompt, length, dtype=jnp.int32), (rows, length - prompt))
+    return ju.TokenBatch(tokens, mask, positions)
