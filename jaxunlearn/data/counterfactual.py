@@ -164,12 +164,12 @@ def _align(
     # A token behind a mention stands as much further on as the mentions before it grew.
     shift = np.concatenate([[0], np.cumsum(grown)])[np.searchsorted(ends, one.offsets[:, 0], side="right")]
     keys = _keys(one.offsets + shift[:, None])
+    loss = np.flatnonzero(one.loss_mask)
+    inside = np.any((one.offsets[loss, :1] < ends) & (one.offsets[loss, 1:] > starts), axis=1)
     places = []
-    for index in np.flatnonzero(one.loss_mask):
-        start, end = one.offsets[index]
-        inside = bool(np.any((start < ends) & (end > starts)))
+    for index, named in zip(loss.tolist(), inside.tolist(), strict=True):
         place, token = counterpart.get(keys[index], (0, -1))
-        places.append(place if not inside and token == one.tokens[index] else 0)
+        places.append(place if not named and token == one.tokens[index] else 0)
     return places
 
 

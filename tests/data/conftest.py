@@ -22,6 +22,17 @@ def story_tokenizer(stories260k):
     return AutoTokenizer.from_pretrained(stories260k)
 
 
-@pytest.fixture(params=["small_tokenizer", "story_tokenizer"])
+@pytest.fixture(scope="session")
+def trimming_tokenizer(made):
+    """Like GPT-2's: offsets leave out the white space that a token begins with, and there is no begin token."""
+    from tokenizers import processors
+
+    tokenizer = train_tokenizer(training_texts(made))
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    tokenizer.bos_token = None
+    return tokenizer
+
+
+@pytest.fixture(params=["small_tokenizer", "story_tokenizer", "trimming_tokenizer"])
 def tokenizer(request):
     return request.getfixturevalue(request.param)

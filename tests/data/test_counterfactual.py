@@ -27,6 +27,11 @@ def replaced(text, entity, substitute):
     return out + text[at:]
 
 
+def span(one, place):
+    start, end = one.offsets[place]
+    return one.text[start:end]
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
@@ -113,6 +118,17 @@ def test_the_end_token_maps_to_the_end_token_and_names_at_the_very_start_work(sm
     last = int(encoded[0].loss_mask.sum()) - 1
     np.testing.assert_array_equal(found.places[0, :, last], lengths - 1)
     assert 0 < found.covered[0] < 1
+
+
+def test_each_byte_of_a_character_has_its_own_counterpart(tokenizer):
+    rows = [{"prompt": "Who is Ada Byron?", "completion": "李明 and Ada Byron: 日本, Zoë."}]
+    encoded = encode(from_rows(rows), tokenizer, max_length=200)
+    found = counterfactuals(encoded, tokenizer, k=2)
+    loss = np.flatnonzero(encoded[0].loss_mask)
+    wide = [index for index, place in enumerate(loss) if not span(encoded[0], place).isascii()]
+    assert len(wide) == 4 * 3 + 2
+    assert (found.places[0][:, wide] > 0).all()
+    assert len(set(found.places[0, 0, wide])) == len(wide)
 
 
 def test_supplied_names_are_taken_in_turn_and_sequences_cut_at_the_context(small_tokenizer):

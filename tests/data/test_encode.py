@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from jaxunlearn.data import DataError, Template, encode, from_rows
@@ -23,10 +23,12 @@ def lossy(one, tokenizer):
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(prompt=texts, completion=texts.filter(str.strip), kind=st.sampled_from(["question", "prompt"]))
 def test_loss_tokens_decode_to_the_completion(tokenizer, prompt, completion, kind):
+    # Without a begin token nothing precedes the first token, so a completion there cannot carry loss in full.
+    assume(kind == "question" or prompt.strip() or tokenizer.bos_token_id is not None)
     keys = {"question": ("question", "answer"), "prompt": ("prompt", "completion")}[kind]
     [record] = from_rows([dict(zip(keys, (prompt, completion), strict=True))])
     [one] = encode([record], tokenizer, max_length=1000)
-    assert one.tokens[0] == tokenizer.bos_token_id
+    assert tokenizer.bos_token_id in (None, one.tokens[0])
     assert one.tokens[-1] == tokenizer.eos_token_id
     assert one.loss_mask[0] == 0
     assert one.loss_mask[-1] == 1
@@ -51,9 +53,9 @@ def test_a_prompt_that_is_no_token_prefix(small_tokenizer):
     assert small_tokenizer.decode(tokens[_loss_mask(offsets, split) == 1]) == " town.</s>"
 
 
-def test_white_space_inside_a_completion_carries_loss_though_byte_level_offsets_are_trimmed(small_tokenizer):
-    [one] = encode(from_rows([{"prompt": "a", "completion": "is  \n\n the"}]), small_tokenizer, max_length=64)
-    assert lossy(one, small_tokenizer).strip() == "is  \n\n the</s>"
+def test_white_space_inside_a_completion_carries_loss_though_byte_level_offsets_are_trimmed(trimming_tokenizer):
+    [one] = encode(from_rows([{"prompt": "a", "completion": "is  \n\n the"}]), trimming_tokenizer, max_length=64)
+    assert lossy(one, trimming_tokenizer).strip() == "is  \n\n the</s>"
 
 
 def test_templates_place_prompt_and_completion(small_tokenizer):

@@ -178,3 +178,4 @@ def test_overlap_ignores_case_and_white_space_and_names_both_places():
     with pytest.raises(DataError, match=r"f.jsonl, record 2: 'Who\?' is also at r.jsonl, record 1. Remove it"):
         check_overlap(forget, retain)
     check_overlap(forget[:1], retain)
+    check_overlap(forget, from_rows([{**GOOD, "answer": "Alan."}]))
