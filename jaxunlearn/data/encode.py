@@ -105,7 +105,9 @@ def tokenise(
     if not rendered:
         return []
     if tokenizer.is_fast:
-        called = tokenizer([one.text for one in rendered], add_special_tokens=False, return_offsets_mapping=True)
+        called = tokenizer(
+            [one.text for one in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
         pairs = list(zip(called["input_ids"], called["offset_mapping"], strict=True))
     else:
         pairs = [_without_offsets(one, tokenizer) for one in rendered]
@@ -115,10 +117,9 @@ def tokenise(
 def _framed(one: Rendered, ids: list[int], spans: list, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
     tokens = np.asarray(ids, np.int32)
     offsets = np.asarray(spans, np.int32).reshape(-1, 2)
-    ends = np.maximum.accumulate(offsets[:, 1]) if len(offsets) else offsets[:, 1]
-    offsets = np.stack(
-        [np.minimum(offsets[:, 0], np.concatenate([[0], ends[:-1]])) if len(ends) else ends, ends], axis=1
-    )
+    ends = np.maximum.accumulate(offsets[:, 1])
+    ends_before = np.concatenate([[0], ends])[:-1]
+    offsets = np.stack([np.minimum(offsets[:, 0], ends_before), ends], axis=1)
     begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     if one.framed and begin is not None and not (len(tokens) and tokens[0] == begin):
         tokens, offsets = np.insert(tokens, 0, begin), np.insert(offsets, 0, [0, 0], axis=0)
