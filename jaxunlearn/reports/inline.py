@@ -2,13 +2,14 @@
 
 An SVG file names its dialect by web addresses, carries ids that clash with those of the next picture, and is drawn in
 fixed ink on fixed paper. Inside HTML the addresses are needless, so they go; ids are numbered within the picture;
-ink becomes the text colour of the page and paper becomes transparent, which is all a dark theme needs.
+ink becomes the text colour of the page, paper becomes transparent and the other colours become variables the page may
+set anew, which is all a dark theme needs.
 """
 
 import html
 import re
 
-from jaxunlearn.reports.plots import INK, PAPER
+from jaxunlearn.reports.canvas import INK, PALETTE, PAPER
 
 
 def inline_svg(svg: bytes, *, name: str, alt: str) -> str:
@@ -26,7 +27,7 @@ def inline_svg(svg: bytes, *, name: str, alt: str) -> str:
         >>> inline_svg(b'<svg width="2pt" viewBox="0 0 1 1"><g id="a"/></svg>', name="p", alt="A dot")
         '<svg role="img" aria-label="A dot" viewBox="0 0 1 1"><g/></svg>'
     """
-    text = svg.decode("utf-8")
+    text = svg.decode("utf-8", errors="replace")
     found = re.search(r"<svg\b[^>]*>(.*)</svg>", text, re.DOTALL)
     if found is None:
         raise ValueError("a picture for the page must be an SVG; ask the plot for format='svg'")
@@ -35,6 +36,8 @@ def inline_svg(svg: bytes, *, name: str, alt: str) -> str:
     body = _number_ids(body, name)
     body = re.sub(r"\s*\n\s*", " ", body).replace("> <", "><").strip()
     body = body.replace(f"fill: {PAPER}", "fill: none").replace(INK, "currentColor")
+    for colour, fixed in PALETTE.items():
+        body = body.replace(fixed, f"var(--{colour}, {fixed})")
     frame = f' viewBox="{box[1]}"' if box else ""
     return f'<svg role="img" aria-label="{html.escape(alt)}"{frame}>{body}</svg>'
 

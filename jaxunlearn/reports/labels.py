@@ -44,7 +44,14 @@ def place_labels(
     crowding = [sum(math.dist(a, b) < 120 * per_point for b in pixels) for a in pixels]
     for index in sorted(range(len(labels)), key=lambda i: -crowding[i]):
         note = ax.annotate(
-            labels[index], points[index], textcoords="offset points", xytext=(0, 0), fontsize=10, color=ink, zorder=4
+            labels[index],
+            points[index],
+            xytext=(0, 0),
+            textcoords="offset points",
+            fontsize=10,
+            color=ink,
+            zorder=4,
+            parse_math=False,
         )
         size = note.get_window_extent(renderer)
         best = None
@@ -71,9 +78,10 @@ def place_labels(
 
 
 def _beside(point: tuple[float, float], width: float, height: float, distance: float, angle: float) -> Box:
-    """The box whose nearest edge lies `distance` from the point in the given direction."""
-    x = point[0] + math.cos(angle) * (distance + width / 2)
-    y = point[1] + math.sin(angle) * (distance + height / 2)
+    """The box whose nearest edge or corner lies `distance` from the point in the given direction."""
+    across, up = math.cos(angle), math.sin(angle)
+    x = point[0] + across * distance + round(across) * width / 2
+    y = point[1] + up * distance + round(up) * height / 2
     return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 

@@ -152,6 +152,6 @@ def _notes(reasons: Mapping[tuple[str, str], list[str]], models: int) -> list[st
     for (name, reason), missing in reasons.items():
         grouped.setdefault((reason, tuple(missing)), []).append(METRICS[name].label)
     return [
-        f"{', '.join(labels)}{'' if len(missing) == models else ' (' + ', '.join(missing) + ')'}: {reason}."
+        f"{'; '.join(labels)}{'' if len(missing) == models else ' (' + ', '.join(missing) + ')'}: {reason}."
         for (reason, missing), labels in grouped.items()
     ]

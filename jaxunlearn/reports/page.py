@@ -135,10 +135,23 @@ def write_page(
             if values
         ],
         notes=notes,
-        terms={row.meaning: row.label.split(",")[0] for row in table.rows if row.meaning},
+        terms=_terms(table),
         version=__version__,
     )
     return write_new(path, text.encode("utf-8"))
+
+
+def _terms(table: Layout) -> list[tuple[str, str]]:
+    """Name and meaning, once each; the set is part of the name only where the meaning depends on it."""
+    meanings: dict[str, list[str]] = {}
+    for row in table.rows:
+        if row.meaning:
+            meanings.setdefault(row.meaning, []).append(row.label)
+    short = [labels[0].split(",")[0] for labels in meanings.values()]
+    return [
+        (name if short.count(name) == 1 else labels[0], meaning)
+        for name, (meaning, labels) in zip(short, meanings.items(), strict=True)
+    ]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

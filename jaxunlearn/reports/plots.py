@@ -2,28 +2,30 @@
 
 The plane answers the question of unlearning at a glance: how far is each model from the retrained one on what was to
 be forgotten (left is better) and on what was to be kept (down is better)? The shaded corner is the seed floor, within
-which a model cannot be told from one retrained with another seed.
+which a model is no further from the retrained one than another retraining would be.
 
 Drawn with matplotlib's object interface, so no global state of the caller's plots is touched.
 """
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from jaxunlearn.evals.result import write_new
+from jaxunlearn.reports.canvas import INK, PALETTE, deliver, sheet
 from jaxunlearn.reports.labels import Box, place_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-INK, PAPER = "#24292f", "#ffffff"
-COLOURS = {"before": "#b4472f", "method": "#3573b1", "lead": "#7a4fb0", "retrained": "#2f8254"}
+COLOURS = {
+    "before": PALETTE["red"],
+    "method": PALETTE["blue"],
+    "lead": PALETTE["violet"],
+    "retrained": PALETTE["green"],
+}
 MARKERS = {"before": "s", "method": "o", "lead": "D", "retrained": "*"}
-_SERIES = ("#3573b1", "#b4472f", "#2f8254", "#7a4fb0", "#a0761c", "#2b8a94")
+_SERIES = tuple(PALETTE.values())
 
 
 class Point(NamedTuple):
@@ -71,7 +73,7 @@ def forget_keep_plane(
     shown = [point for point in points if math.isfinite(point.x) and math.isfinite(point.y)]
     if not shown:
         raise ValueError("there is no model with a finite divergence to draw")
-    figure, axes = _figure(1, 1, (9.0, 6.0))
+    figure, axes = sheet(1, 1, (9.0, 6.0))
     ax = axes[0]
     xs, ys = (_log_range([p[i] for p in shown] + ([floor[i - 1]] if floor else [])) for i in (1, 2))
     _log_axes(ax, xs, ys)
@@ -83,11 +85,11 @@ def forget_keep_plane(
     ax.set_ylabel("KL to the retrained model on the retain set   (down: kept)", color=INK)
     hidden = [point.label for point in points if point not in shown]
     if hidden:
-        figure.text(0.01, 0.01, f"Not finite, not drawn: {', '.join(hidden)}", color=INK, fontsize=9)
+        figure.text(0.01, 0.01, f"Not finite, not drawn: {', '.join(hidden)}", color=INK, fontsize=9, parse_math=False)
     figure.subplots_adjust(left=0.1, right=0.97, top=0.97, bottom=0.12)
     obstacles = [] if floor is None else _draw_floor(ax, floor, xs, ys)
     place_labels(ax, placed, [p.label for p in shown], [COLOURS[p.kind] for p in shown], ink=INK, avoid=obstacles)
-    return _deliver(figure, path, format)
+    return deliver(figure, path, format)
 
 
 def curves(
@@ -120,7 +122,7 @@ def curves(
         raise ValueError("the history holds no step with a value to draw")
     across = min(3, len(names))
     down = -(-len(names) // across)
-    figure, axes = _figure(down, across, (9.0, 2.7 * down + (0.4 if len(history) > 1 else 0.0)))
+    figure, axes = sheet(down, across, (9.0, 2.7 * down + (0.4 if len(history) > 1 else 0.0)))
     for ax, name in zip(axes, names, strict=False):
         for index, (run, steps) in enumerate(history.items()):
             at = [step.get("step", i) for i, step in enumerate(steps) if name in step]
@@ -140,32 +142,22 @@ def curves(
                 fontsize=8,
                 color=INK,
             )
-        ax.set_title((titles or {}).get(name, name.replace("_", " ")), loc="left", fontsize=10, color=INK)
+        ax.set_title(
+            (titles or {}).get(name, name.replace("_", " ")), loc="left", fontsize=10, color=INK, parse_math=False
+        )
         ax.set_xlabel("step", color=INK, fontsize=9)
     for ax in axes[len(names) :]:
         ax.set_visible(False)
     top = 1.0
     if len(history) > 1:
-        figure.legend(*axes[0].get_legend_handles_labels(), loc="upper left", ncols=6, frameon=False, labelcolor=INK)
+        legend = figure.legend(
+            axes[0].get_lines()[: len(history)], list(history), ncols=4, frameon=False, loc="upper left"
+        )
+        for text in legend.get_texts():
+            text.set(parse_math=False, color=INK)
         top = 1 - 0.34 / figure.get_figheight()
     figure.tight_layout(rect=(0, 0, 1, top))
-    return _deliver(figure, path, format)
-
-
-def _figure(down: int, across: int, size: tuple[float, float]) -> tuple["Figure", list["Axes"]]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=1200 / 9.0, facecolor=PAPER)
-    FigureCanvasAgg(figure)
-    axes = list(figure.subplots(down, across, squeeze=False).flat)
-    for ax in axes:
-        ax.set_facecolor("none")
-        ax.grid(visible=True, color=INK, alpha=0.12, linewidth=0.7)
-        ax.tick_params(which="both", colors=INK, labelsize=9)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.spines[["left", "bottom"]].set_color(INK)
-    return figure, axes
+    return deliver(figure, path, format)
 
 
 def _log_axes(ax: "Axes", xs: tuple[float, float], ys: tuple[float, float]) -> None:
@@ -220,16 +212,3 @@ def _log_range(values: Sequence[float]) -> tuple[float, float]:
     low, high = math.log10(min(positive)), math.log10(max(positive))
     margin = max(0.2 * (high - low), 0.25)
     return 10 ** (low - margin), 10 ** (high + margin)
-
-
-def _deliver(figure: "Figure", path: str | Path | None, format: str) -> bytes:
-    kind = Path(path).suffix.lstrip(".").lower() if path is not None else format
-    if kind not in ("svg", "png"):
-        raise ValueError(f"pictures are written as svg or png, not {kind!r}; give the file one of these suffixes")
-    buffer = io.BytesIO()
-    empty: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None} if kind == "svg" else {}
-    figure.savefig(buffer, format=kind, metadata=empty)
-    content = buffer.getvalue()
-    if path is not None:
-        write_new(path, content)
-    return content
