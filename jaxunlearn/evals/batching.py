@@ -1,9 +1,9 @@
 """Few shapes, any batch size: how evaluation cuts a set of examples into padded batches.
 
-Every new array shape costs a compilation, every padded place costs work. Examples are therefore grouped by length,
-rounded up to a power of two, so a set needs a handful of shapes whatever it holds; inside a group all batches have the
-same shape, the last one filled up with copies whose results are dropped. What comes out per example depends neither on
-the batch size nor on the padding, which the tests hold to.
+Every new array shape costs a compilation, every padded place costs work. Examples are therefore grouped by length up
+to a power of two, so a set needs a handful of shapes whatever it holds; inside a group all batches have the shape its
+longest example asks for, the last one filled up with copies whose results are dropped. What comes out per
+example depends neither on the batch size nor on the padding, which the tests hold to.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +12,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn.data import Encoded, collate
+from jaxunlearn.data import Encoded, collate, shapes_of
 from jaxunlearn.sharding import shard_batch
 from jaxunlearn.types import TokenBatch
 
 Progress = Callable[[int, int], None]
-_SHORTEST, _FEWEST = 16, 8
+_SHORTEST = 16
 
 
 def loss_tokens(example: Encoded) -> int:
@@ -30,8 +30,8 @@ def bucketed(encoded: Sequence[Encoded], batch_size: int) -> Iterator[tuple[list
     groups: dict[int, list[int]] = {}
     for index, example in enumerate(encoded):
         groups.setdefault(_power_of_two(len(example.tokens), _SHORTEST), []).append(index)
-    for length, members in sorted(groups.items()):
-        places = _power_of_two(max(loss_tokens(encoded[i]) for i in members), _FEWEST)
+    for _, members in sorted(groups.items()):
+        length, places = shapes_of([encoded[i] for i in members])
         rows = min(batch_size, _power_of_two(len(members), 1))
         for start in range(0, len(members), rows):
             indices = members[start : start + rows]
