@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from jaxunlearn.models.attention import IMPLEMENTATIONS
 from jaxunlearn.models.config import DecoderConfig
-from jaxunlearn.models.specs import param_specs
-from jaxunlearn.sharding import is_explicit, named_sharding
+from jaxunlearn.models.specs import at, nest, param_specs
+from jaxunlearn.sharding import constrain, is_explicit, named_sharding
 from jaxunlearn.types import Model, Params
 
 REMAT = ("dots", "full", "none")
@@ -132,6 +132,11 @@ def _graph(decoder: Decoder, mesh: Mesh | AbstractMesh | None) -> Any:
 def _merge(decoder: Decoder, mesh: Mesh | AbstractMesh | None, params: Params) -> Any:
     from flax import nnx
 
+    if mesh is not None:
+        # A layout constraint is its own derivative and its own transpose: constrained here, gradients and
+        # Hessian-vector products come out laid out like the parameters, without anyone having to ask.
+        specs = param_specs(decoder.config)
+        params = nest(specs, [constrain(at(params, spec), spec.axes, mesh) for spec in specs])
     return nnx.merge(_graph(decoder, mesh), params)
 
 

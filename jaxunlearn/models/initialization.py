@@ -50,12 +50,13 @@ def init(
         >>> model.logits(params, jnp.array([[1, 2, 3]])).shape
         (1, 3, 32)
     """
-    params = _drawer(config, mesh, jnp.dtype(dtype).name)(key)
+    quick = _platform(mesh) == "cpu" and not isinstance(key, jax.core.Tracer)
+    params = _drawer(config, mesh, jnp.dtype(dtype).name, quick)(key)
     return as_model(Decoder(config, mesh, attention, remat)), params
 
 
 @lru_cache(maxsize=16)
-def _drawer(config: DecoderConfig, mesh: Mesh | None, dtype: str) -> Callable[[Key], Params]:
+def _drawer(config: DecoderConfig, mesh: Mesh | None, dtype: str, quick: bool) -> Callable[[Key], Params]:
     """One compiled function a configuration, so that models of several seeds share a compilation."""
     specs = param_specs(config)
 
@@ -66,9 +67,10 @@ def _drawer(config: DecoderConfig, mesh: Mesh | None, dtype: str) -> Callable[[K
     layout = None
     if mesh is not None:
         layout = nest(specs, [named_sharding(mesh, spec.axes, spec.shape) for spec in specs])
-    # A full optimisation of many random draws takes XLA's CPU backend five times as long and runs no faster.
-    quick = {"xla_backend_optimization_level": 1} if _platform(mesh) == "cpu" else None
-    return jax.jit(draw, out_shardings=layout, compiler_options=quick)
+    # A full optimisation of many random draws takes XLA's CPU backend five times as long and runs no faster. Compiler
+    # options can only be given outside of a trace, and `jax.eval_shape(init, ...)` is one.
+    options = {"xla_backend_optimization_level": 1} if quick else None
+    return jax.jit(draw, out_shardings=layout, compiler_options=options)
 
 
 def _platform(mesh: Mesh | None) -> str:
