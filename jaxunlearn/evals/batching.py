@@ -2,8 +2,8 @@
 
 Every new array shape costs a compilation, every padded place costs work. Examples are therefore grouped by length up
 to a power of two, so a set needs a handful of shapes whatever it holds; inside a group all batches have the shape its
-longest example asks for, the last one filled up with copies whose results are dropped. What comes out per
-example depends neither on the batch size nor on the padding, which the tests hold to.
+longest example asks for, the last one filled up with copies whose results are dropped. What comes out per example
+depends neither on the batch size nor on the padding, which the tests hold to.
 """
 
 from collections.abc import Callable, Iterator, Sequence

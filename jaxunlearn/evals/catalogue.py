@@ -41,7 +41,7 @@ METRICS: dict[str, Metric] = {
     "forget_kl": Metric("KL to retrained, forget", "forget", _NATS, "worse", _KL),
     "forget_total_variation": Metric("Total variation to retrained, forget", "forget", "", "worse", _KL),
     "forget_quality": Metric(
-        "Forget Quality (KS test p)",
+        "Forget Quality, KS p",
         "forget",
         "",
         "better",
