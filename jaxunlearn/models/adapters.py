@@ -9,22 +9,22 @@ from jaxtyping import Array
 from jaxunlearn.types import Model, Params
 
 
-class _Kept:
-    """Module state other than parameters; equal to itself only, because arrays have no hash."""
+class _ByIdentity:
+    """Holds what has no hash (arrays, modules with lists), so that a model can be a static argument all the same."""
 
-    def __init__(self, state: Any):
-        self.state = state
+    def __init__(self, value: Any):
+        self.value = value
 
 
 @dataclass(frozen=True)
 class _NnxLogits:
     graph: Any
-    kept: _Kept | None
+    kept: _ByIdentity | None
 
     def __call__(self, params: Params, inputs: Array) -> Array:
         from flax import nnx
 
-        rest = () if self.kept is None else (self.kept.state,)
+        rest = () if self.kept is None else (self.kept.value,)
         return nnx.merge(self.graph, nnx.State(params), *rest)(inputs)
 
 
@@ -33,7 +33,8 @@ class _LinenLogits:
     module: Any
 
     def __call__(self, params: Params, inputs: Array) -> Array:
-        return self.module.apply({"params": params}, inputs)
+        module = self.module.value if isinstance(self.module, _ByIdentity) else self.module
+        return module.apply({"params": params}, inputs)
 
 
 def from_nnx(module: Any) -> tuple[Model, Params]:
@@ -59,7 +60,7 @@ def from_nnx(module: Any) -> tuple[Model, Params]:
     graph, params, rest = nnx.split(module, nnx.Param, ...)
     if not jax.tree.leaves(params):
         raise ValueError(f"{type(module).__name__} has no nnx.Param; there is nothing to change")
-    kept = _Kept(rest) if jax.tree.leaves(rest) else None
+    kept = _ByIdentity(rest) if jax.tree.leaves(rest) else None
     return Model(logits=_NnxLogits(graph, kept)), nnx.to_pure_dict(params)
 
 
@@ -81,4 +82,8 @@ def from_linen(module: Any) -> Model:
 
     if not isinstance(module, linen.Module):
         raise ValueError(f"from_linen() takes a flax.linen.Module, not {type(module).__name__}")
+    try:
+        hash(module)
+    except TypeError:
+        return Model(logits=_LinenLogits(_ByIdentity(module)))
     return Model(logits=_LinenLogits(module))

@@ -65,6 +65,11 @@ def largest_difference(x, y):
     return max(float(np.max(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)))) for a, b in pairs)
 
 
+def gradient_and_product(model, params, tokens, v):
+    """Gradient of `loss` and its Hessian-vector product, forward over reverse, in one pass."""
+    return jax.jvp(jax.grad(lambda p: loss(model, p, tokens)), (params,), (v,))
+
+
 def hvp(model, params, tokens, v):
-    """Hessian-vector product of `loss`, forward over reverse."""
-    return jax.jvp(jax.grad(lambda p: loss(model, p, tokens)), (params,), (v,))[1]
+    """Hessian-vector product of `loss`."""
+    return gradient_and_product(model, params, tokens, v)[1]
