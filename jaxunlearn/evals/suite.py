@@ -52,8 +52,9 @@ def evaluate(
         authors, world: TOFU's real authors and world facts, for Model Utility.
         reference: (model, params) retrained without the forget set, for KL and Forget Quality.
         reference_result: what `evaluate` returned for the retrained model; spares scoring its truth ratios again.
-        generate: `jaxunlearn.models.generate`, or any function that takes the same arguments and returns the new
-            tokens of each prompt. Without it nothing is generated and ROUGE-L is skipped.
+        generate: `jaxunlearn.models.generate` (with `functools.partial` for its other arguments), or any function
+            `(model, params, prompts, *, max_new_tokens, stop_ids)` that returns the new tokens of each prompt.
+            Without it nothing is generated and ROUGE-L is skipped.
         max_new_tokens: length of generated answers, tokens.
         template: how questions and answers were joined when they were encoded.
         max_length: the model's context, tokens.

@@ -13,21 +13,8 @@ from typing import Any, NamedTuple
 from jaxunlearn.evals.result import write_new
 from jaxunlearn.reports.inline import inline_svg
 from jaxunlearn.reports.layout import Layout
+from jaxunlearn.reports.verdict import Verdict
 from jaxunlearn.version import __version__
-
-
-class Verdict(NamedTuple):
-    """What the page is about, in words that need no background.
-
-    Attributes:
-        headline: one sentence.
-        sentences: what was found and what it does not show.
-        good: True for a success, False for a failure, None where there is nothing to judge.
-    """
-
-    headline: str
-    sentences: Sequence[str] = ()
-    good: bool | None = None
 
 
 class Answer(NamedTuple):
@@ -82,7 +69,7 @@ def write_page(
     Args:
         path: a new file; it is written under a temporary name and renamed.
         title: of the page.
-        verdict: stands first.
+        verdict: stands first; `judge` writes one from results.
         table: of `lay_out`: models side by side.
         figures: pictures below the table.
         answers: questions with the answers before, after, and of the retrained model.
