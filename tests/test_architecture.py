@@ -83,8 +83,9 @@ def modules_after(statement: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_importing_the_package_loads_nothing_heavy():
-    loaded = modules_after("import jaxunlearn")
+@pytest.mark.parametrize("what", ["jaxunlearn", *(f"jaxunlearn.{name}" for name in SUBPACKAGES)])
+def test_importing_loads_nothing_heavy(what):
+    loaded = modules_after(f"import {what}")
     assert "jaxunlearn" in loaded
     assert loaded.isdisjoint(HEAVY)
 
