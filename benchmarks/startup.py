@@ -17,6 +17,7 @@ from typing import NamedTuple
 from measure import markdown, where
 
 RUNS = 5
+FIRST_USE = "import jaxunlearn; jaxunlearn.methods, jaxunlearn.unlearn_step"
 
 
 class Budget(NamedTuple):
@@ -51,6 +52,10 @@ def main() -> None:
         Budget("python, nothing imported", [sys.executable, "-c", "pass"], None),
         Budget("import jaxunlearn", [sys.executable, "-c", "import jaxunlearn"], 1.0),
         Budget("jaxunlearn --help", [console_script(), "--help"], 0.5),
+        # The package loads its parts when they are used: what that costs then, and how much of it is JAX.
+        Budget("import jax", [sys.executable, "-c", "import jax"], None),
+        Budget("first use of methods and unlearn_step", [sys.executable, "-c", FIRST_USE], None),
+        Budget("jaxunlearn unlearn --help", [console_script(), "unlearn", "--help"], None),
     ]
     place = where()
     for budget in budgets:  # the first run writes bytecode and fills the disk cache
