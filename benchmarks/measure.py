@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 
 def where() -> str:
@@ -19,8 +20,15 @@ def where() -> str:
     )
 
 
-def medians(runs: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0) -> dict[str, float]:
-    """Median seconds of each, all of them once a round, so that a busy moment of the machine hits them alike.
+class Seconds(NamedTuple):
+    """Wall time of one call: the median of all rounds, and the best, which other processes disturb least."""
+
+    median: float
+    best: float
+
+
+def timings(runs: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0) -> dict[str, Seconds]:
+    """Seconds of each, all of them once a round, so that a busy moment of the machine hits them alike.
 
     Args:
         runs: blocking calls by name; each is called once unrecorded first.
@@ -37,7 +45,7 @@ def medians(runs: Mapping[str, Callable[[], object]], rounds: int, pause: float 
             start = time.perf_counter()
             run()
             seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: Seconds(statistics.median(values), min(values)) for name, values in seconds.items()}
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -1,6 +1,7 @@
 """What a curvature product costs, in units of one gradient of the same model on the same batch.
 
-All programs are compiled first, then timed in one process, once each a round; the table shows ratios of medians.
+All programs are compiled first, then timed in one process, once each a round; the table shows ratios of
+medians, and of the best times beside them, which a busy machine disturbs less.
 Memory is what XLA plans for temporaries, arguments and results apart. Where torch is installed, the same model with
 the same weights, batch and vector is measured there as well, and its Hessian-vector product compared with ours.
 
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from measure import markdown, medians, where
+from measure import Seconds, markdown, timings, where
 
 from jaxunlearn import losses, models, tree
 from jaxunlearn.curvature import EmpiricalFisher, GaussNewton, Hessian, LowRankOperator
@@ -24,8 +25,6 @@ from jaxunlearn.solvers import CG
 from jaxunlearn.types import Model, Params, TokenBatch
 
 CG_STEPS = 10
-# Well above the negative curvature of a random model, so that CG spends every product it is given.
-DAMPING = 10.0
 
 
 class Problem(NamedTuple):
@@ -80,6 +79,15 @@ def gradient(model: Model, params: Params, batch: TokenBatch) -> Params:
     return jax.grad(mean)(params)
 
 
+def largest_curvature(hessian: Program, p: Problem, steps: int = 10) -> jax.Array:
+    """Largest absolute eigenvalue of the Hessian, nearly, by power iteration."""
+    v, size = p.vector, tree.norm(p.vector)
+    for _ in range(steps):
+        v = hessian.compiled(p.params, p.batch, tree.scale(1.0 / size, v))
+        size = tree.norm(v)
+    return size
+
+
 def programs(p: Problem, samples: int) -> dict[str, Program]:
     """Every program of the table, compiled; the gradient first."""
 
@@ -88,32 +96,35 @@ def programs(p: Problem, samples: int) -> dict[str, Program]:
 
     def solve(curvature: Callable) -> Callable:
         cg = CG(CG_STEPS, rtol=0.0, progress=None)
-        return lambda params, batch, v: cg(curvature(p.model, params, batch).damped(DAMPING), v)
+        return lambda params, batch, v, damping: cg(curvature(p.model, params, batch).damped(damping), v)
 
     def fisher(params: Params, batch: TokenBatch) -> tuple:
         F = EmpiricalFisher(samples)(p.model, params, batch)
         return F.rows, F.vectors, F.values
 
     def fisher_product(rows: Params, vectors: jax.Array, values: jax.Array, params: Params, v: Params) -> Params:
-        return low_rank(rows, vectors, values, params, DAMPING)(v)
+        return low_rank(rows, vectors, values, params, 1.0)(v)
 
     def fisher_inverse(rows: Params, vectors: jax.Array, values: jax.Array, params: Params, v: Params) -> Params:
-        F: LowRankOperator = low_rank(rows, vectors, values, params, DAMPING)
+        F: LowRankOperator = low_rank(rows, vectors, values, params, 1.0)
         return F.power(-1.0)(v)
 
     def compiled(function: Callable, *arguments: Any, products: int = 1) -> Program:
         return Program(jax.jit(function).lower(*arguments).compile(), arguments, products)
 
     point = (p.params, p.batch, p.vector)
+    hessian = compiled(product(Hessian()), *point)
+    # Twice the largest curvature makes the system definite and easy, so that CG neither stops early nor underflows.
+    damped = (*point, 2.0 * largest_curvature(hessian, p))
     stored = compiled(fisher, p.params, p.batch)
     sampled = (*stored.run(), p.params, p.vector)
     m = sampled[2].shape[0]
     result = {
         "gradient": compiled(lambda params, batch: gradient(p.model, params, batch), p.params, p.batch),
-        "Hessian, exact": compiled(product(Hessian()), *point),
-        f"Hessian, each of {CG_STEPS} in CG": compiled(solve(Hessian()), *point, products=CG_STEPS),
+        "Hessian, exact": hessian,
+        f"Hessian, each of {CG_STEPS} in CG": compiled(solve(Hessian()), *damped, products=CG_STEPS),
         "Gauss-Newton": compiled(product(GaussNewton()), *point),
-        f"Gauss-Newton, each of {CG_STEPS} in CG": compiled(solve(GaussNewton()), *point, products=CG_STEPS),
+        f"Gauss-Newton, each of {CG_STEPS} in CG": compiled(solve(GaussNewton()), *damped, products=CG_STEPS),
         f"empirical Fisher, storing {m} gradients": stored,
         f"empirical Fisher, product from {m} stored": compiled(fisher_product, *sampled),
         f"empirical Fisher, inverse from {m} stored": compiled(fisher_inverse, *sampled),
@@ -124,29 +135,37 @@ def programs(p: Problem, samples: int) -> dict[str, Program]:
     return result
 
 
-def jax_table(programs: dict[str, Program], seconds: dict[str, float]) -> str:
+def jax_table(programs: dict[str, Program], seconds: dict[str, Seconds]) -> str:
     first = next(iter(programs))
     rows = []
     for name, program in programs.items():
-        each, memory = seconds[name] / program.products, program.temporaries
+        median, best = (t / program.products for t in seconds[name])
         rows.append(
             [
                 name,
-                f"{1e3 * each:.1f}",
-                f"{each / seconds[first]:.2f}",
-                f"{memory / 2**20:.1f}",
-                f"{memory / programs[first].temporaries:.2f}",
+                f"{1e3 * median:.1f}",
+                f"{median / seconds[first].median:.2f}",
+                f"{best / seconds[first].best:.2f}",
+                f"{program.temporaries / 2**20:.1f}",
+                f"{program.temporaries / programs[first].temporaries:.2f}",
             ]
         )
-    return markdown(["product", "ms", "time / gradient", "temporaries, MiB", "temporaries / gradient"], rows)
+    head = ["product", "ms", "time / gradient", "same, best times", "temporaries, MiB", "temporaries / gradient"]
+    return markdown(head, rows)
 
 
-def torch_table(seconds: dict[str, float], jax_gradient: float) -> str:
-    first = next(iter(seconds))
+def torch_table(seconds: dict[str, Seconds], ours: Seconds) -> str:
+    theirs = next(iter(seconds.values()))
     rows = [
-        [name, f"{1e3 * s:.1f}", f"{s / seconds[first]:.2f}", f"{s / jax_gradient:.2f}"] for name, s in seconds.items()
+        [
+            name,
+            f"{1e3 * s.median:.1f}",
+            *(f"{a / b:.2f}" for unit in (theirs, ours) for a, b in zip(s, unit, strict=True)),
+        ]
+        for name, s in seconds.items()
     ]
-    return markdown(["torch", "ms", "time / torch gradient", "time / JAX gradient"], rows)
+    head = ["torch", "ms", "time / torch gradient", "same, best", "time / JAX gradient", "same, best"]
+    return markdown(head, rows)
 
 
 def positive(text: str) -> int:
@@ -177,7 +196,7 @@ def main() -> None:
 
         peer = Peer(p.config, p.model, p.params, p.batch, p.vector)
         runs |= peer.runs()
-    seconds = medians(runs, arguments.rounds, pause=0.0 if peer is None else 0.05)
+    seconds = timings(runs, arguments.rounds, pause=0.0 if peer is None else 0.05)
     count = sum(x.size for x in jax.tree.leaves(p.params))
     print(
         f"Decoder of {count:,} parameters (vocabulary {p.config.vocab_size}, hidden {p.config.hidden_size}, "
