@@ -74,8 +74,18 @@ def zeros_like(x: Tree) -> Tree:
 
 
 def shard_like(x: Tree, like: Tree) -> Tree:
-    """`x` laid out as `like`. Without it XLA may return a product of sharded parameters replicated."""
-    return jax.tree.map(lambda a, b: shard_alike(a, b)[0] if _is_auto(b) else a, x, like)
+    """`x` laid out as `like`, a tree of the same shapes. Without it XLA may return a product replicated.
+
+    On explicit meshes layouts are part of the types and nothing is done.
+    """
+    leaves, structure = jax.tree.flatten(x)
+    likes = jax.tree.leaves(like)
+    seen: dict[tuple[int, ...], int] = {}
+    out = []
+    for a, b in zip(leaves, likes, strict=True):
+        number = seen[b.shape] = seen.get(b.shape, -1) + 1
+        out.append(_tie(a, b, number) if _is_auto(b) else a)
+    return jax.tree.unflatten(structure, out)
 
 
 def normal_like(key: Array, x: Tree) -> Tree:
@@ -83,7 +93,7 @@ def normal_like(key: Array, x: Tree) -> Tree:
     leaves, structure = jax.tree.flatten(x)
     keys = jax.random.split(key, len(leaves))
     noise = [_normal(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, noise)
+    return shard_like(jax.tree.unflatten(structure, noise), x)
 
 
 def all_finite(x: Tree) -> Array:
@@ -91,9 +101,19 @@ def all_finite(x: Tree) -> Array:
     return jax.tree.reduce(operator.and_, jax.tree.map(lambda a: jnp.all(jnp.isfinite(a)), x), jnp.array(True))
 
 
+def _tie(a: Array, b: Array, number: int) -> Array:
+    """`a` in the layout of `b`, the `number`-th leaf of its shape.
+
+    JAX 0.10 lowers `shard_alike` once per shape, so that all leaves of one shape would share one layout. Leading axes
+    of length 1, as many as `number`, keep the groups of different leaves apart.
+    """
+    rank = (1,) * number + b.shape
+    return shard_alike(a.reshape(rank), b.reshape(rank))[0].reshape(b.shape)
+
+
 def _normal(key: Array, leaf: Array) -> Array:
     if _is_auto(leaf):
-        return shard_alike(jax.random.normal(key, leaf.shape, _wide_dtype(leaf)), leaf)[0]
+        return jax.random.normal(key, leaf.shape, _wide_dtype(leaf))
     return jax.random.normal(key, leaf.shape, _wide_dtype(leaf), out_sharding=jax.typeof(leaf).sharding)
 
 

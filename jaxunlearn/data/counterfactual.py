@@ -4,7 +4,9 @@ After Liu et al. 2024 ("Revisiting Who's Harry Potter: Towards Targeted Unlearni
 Perspective"): the entity of a forget record is replaced by K unseen names, in prompt and completion. The original
 model's answers to these, averaged, estimate what a model that never saw the entity would say, and are what the forget
 records are matched to. For that, each token of the original must know its counterpart in every replaced sequence:
-a token outside the names corresponds to the token that stands for the same characters of the unreplaced text.
+a token outside the names corresponds to the token that stands for the same characters of the unreplaced text. The
+tokens of a name correspond one by one to those of its substitute where there are as many, else only the first ones do;
+whoever reads an answer off such a place must swap the two tokens back (`objectives.reference.counterfactual_top` does).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +30,7 @@ class Counterfactuals(NamedTuple):
     Attributes:
         tokens: right-padded token ids, int32, shape [B, K, T'].
         places: for each loss token of the original, in the order of `TokenBatch.positions`, the index of its
-            counterpart, 0 where there is none; int32, shape [B, K, P].
+            counterpart, 0 where there is none; int32, shape [B, K, P]. Outside names both tokens are the same.
         covered: share of a record's loss tokens with a counterpart under at least one substitute, f32, shape [B];
             0 where no entity stands in the prompt.
     """
@@ -73,8 +75,8 @@ def counterfactuals(
         >>> rows = from_rows([{"question": "Where is Ada Byron?", "answer": "Ada is here."}])
         >>> tokenizer = train_tokenizer(["Question: Where is Ada Byron?\\nAnswer: Ada is here. Holan Ashwick"])
         >>> found = counterfactuals(encode(rows, tokenizer, max_length=64), tokenizer, k=2)
-        >>> found.covered.tolist()  # " is", " here", "." and the end token, but not " Ada"
-        [0.800000011920929]
+        >>> found.covered.tolist()  # " Ada" stands where the substitute's name does
+        [1.0]
     """
     if not tokenizer.is_fast:
         raise DataError("counterfactual prompts need a tokenizer with offsets. Load a fast one (with tokenizer.json).")
@@ -166,11 +168,28 @@ def _align(
     keys = _keys(one.offsets + shift[:, None])
     loss = np.flatnonzero(one.loss_mask)
     inside = np.any((one.offsets[loss, :1] < ends) & (one.offsets[loss, 1:] > starts), axis=1)
+    named = _align_names(one, marks, grown, offsets)
     places = []
-    for index, named in zip(loss.tolist(), inside.tolist(), strict=True):
+    for index, hidden in zip(loss.tolist(), inside.tolist(), strict=True):
         place, token = counterpart.get(keys[index], (0, -1))
-        places.append(place if not named and token == one.tokens[index] else 0)
+        places.append(named.get(index, 0) if hidden else place if token == one.tokens[index] else 0)
     return places
+
+
+def _align_names(one: Encoded, marks: Sequence[Mention], grown: Sequence[int], offsets: np.ndarray) -> dict[int, int]:
+    """The counterparts of the tokens of names: in order where original and substitute have as many, else the first."""
+    found, before = {}, 0
+    for mark, growth in zip(marks, grown, strict=True):
+        ours = _overlapping(one.offsets, mark.start, mark.end)
+        theirs = _overlapping(offsets, mark.start + before, mark.end + before + growth)
+        before += growth
+        known = min(len(ours), len(theirs)) if len(ours) == len(theirs) else min(1, len(ours), len(theirs))
+        found |= dict(zip(ours[:known], theirs[:known], strict=True))
+    return found
+
+
+def _overlapping(offsets: np.ndarray, start: int, end: int) -> list[int]:
+    return np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start)).tolist()
 
 
 def _keys(offsets: np.ndarray) -> list[tuple[int, int, int]]:

@@ -34,6 +34,10 @@ class Entry(NamedTuple):
         needs: what it must be given besides the forget set.
         cost: gradients (g), Hessian-vector (H) and Gauss-Newton (G) products a step, without the certificate.
         source: where the method comes from.
+        ascends: True when it has no minimum to stop at, so that a run needs a stop rule.
+        steps: default of a run.
+        batch_size: forget records a step, default of a run.
+        retain_size: retain records a step, default of a run.
     """
 
     make: Callable[..., Method]
@@ -41,6 +45,10 @@ class Entry(NamedTuple):
     needs: str
     cost: str
     source: str
+    ascends: bool = True
+    steps: int = 60
+    batch_size: int = 32
+    retain_size: int = 64
 
 
 CATALOGUE: dict[str, Entry] = {

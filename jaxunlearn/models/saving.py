@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ def save(
     *,
     tokenizer: Any = None,
     card: str | None = None,
+    extra: Mapping[str, str] | None = None,
     max_shard_size: int = 5 * 2**30,
 ) -> Path:
     """Write `params` as a Hugging Face checkpoint folder.
@@ -50,6 +51,7 @@ def save(
         tokenizer: a Hugging Face tokenizer, or a folder whose tokenizer files and `generation_config.json` are
             copied unchanged; None for the folder the model was loaded from.
         card: text of the README.md to put beside the weights.
+        extra: further text files, name to content (a run's record).
         max_shard_size: largest size of one weight file, bytes (a single tensor may exceed it).
 
     Returns:
@@ -78,7 +80,7 @@ def save(
     try:
         _write_weights(temporary, decoder.config, params, max_shard_size)
         if temporary is not None:
-            _write_rest(temporary, decoder, params, tokenizer, card)
+            _write_rest(temporary, decoder, params, tokenizer, {"README.md": card, **(extra or {})})
             os.chmod(temporary, 0o755)
             if target.exists():
                 target.rmdir()
@@ -146,7 +148,9 @@ def _host(leaf: Array, tensor: _Tensor) -> np.ndarray:
     return np.ascontiguousarray(array.T if tensor.spec.transposed else array)
 
 
-def _write_rest(folder: Path, decoder: Decoder, params: Params, tokenizer: Any, card: str | None) -> None:
+def _write_rest(
+    folder: Path, decoder: Decoder, params: Params, tokenizer: Any, texts: Mapping[str, str | None]
+) -> None:
     dtype = at(params, param_specs(decoder.config)[0]).dtype.name
     config = decoder.config.to_hf(dtype)
     (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
@@ -158,5 +162,6 @@ def _write_rest(folder: Path, decoder: Decoder, params: Params, tokenizer: Any, 
         source = decoder.folder / GENERATION_CONFIG
         if source.is_file():
             shutil.copyfile(source, folder / GENERATION_CONFIG)
-    if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")
+    for name, text in texts.items():
+        if text is not None:
+            (folder / name).write_text(text, encoding="utf-8")

@@ -28,9 +28,13 @@ def counterfactual_top(
     params: Params,
     tokens: Int[Array, "B K T"],
     places: Int[Array, "B K P"],
+    targets: Int[Array, "B P"],
     k: int = 64,
 ) -> TopK:
     """`q`: the mean over K substitutes of the original model's distribution at aligned places.
+
+    Where the place lies in a name, the probabilities of the substitute's token and of the original one are swapped
+    first: a model that repeats the name it was asked about should go on to repeat it.
 
     Args:
         model: the model before unlearning.
@@ -38,24 +42,52 @@ def counterfactual_top(
         tokens: each forget example under K substitutions of its entity, right-padded.
         places: index in each substituted sequence of the token that corresponds to the example's p-th loss token;
             0 where none does. The mean is over the substitutes that have one; a place without any gets weight 0.
+        targets: the example's own loss tokens.
         k: classes kept per place.
 
     Returns:
         Sparse `q`, one row per example, one place per loss token.
     """
 
-    def one(args: tuple[Array, Array]) -> tuple[Array, Array]:
-        tok, place = args
+    def one(args: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        tok, place, target = args
         batch = TokenBatch(tok, jnp.ones(tok.shape, jnp.float32), place)
-        probs = jnp.exp(losses.log_probs(batch.predict(model, params)))
+        predictions = batch.predict(model, params)
+        probs = _swap(jnp.exp(losses.log_probs(predictions)), target[None], predictions.targets)
         found = (place > 0).astype(probs.dtype)
         n = jnp.sum(found, axis=0)
         mean = jnp.sum(found[..., None] * probs, axis=0) / jnp.maximum(n, 1.0)[:, None]
         kept, ids = jax.lax.top_k(mean, min(k, mean.shape[-1]))
         return (jnp.log(jnp.maximum(kept, 1e-30)), ids.astype(jnp.int32)), (n > 0).astype(jnp.float32)
 
-    (log_probs, ids), weights = jax.lax.map(one, (tokens, places))
+    (log_probs, ids), weights = jax.lax.map(one, (tokens, places, targets))
     return TopK(ids, log_probs, weights)
+
+
+def counterfactual_nll(
+    model: Model, params: Params, tokens: Int[Array, "B K T"], places: Int[Array, "B K P"]
+) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
+    """NLL of the answers under substitution, summed over aligned places (nats), and their number.
+
+    Where the model has not learned the substituted entities, this is how surprising an answer is that it never saw:
+    the level at which an ascent on the forget set should stop.
+    """
+
+    def one(args: tuple[Array, Array]) -> tuple[Array, Array]:
+        tok, place = args
+        sums, counts = losses.example_nll(model, params, TokenBatch(tok, jnp.ones(tok.shape, jnp.float32), place))
+        return jnp.sum(sums), jnp.sum(counts)
+
+    return jax.lax.map(one, (tokens, places))
+
+
+def _swap(probs: Float[Array, "K P V"], a: Int[Array, "1 P"], b: Int[Array, "K P"]) -> Float[Array, "K P V"]:
+    """Exchange the probabilities of classes `a` and `b` at every place."""
+    classes = jnp.arange(probs.shape[-1], dtype=b.dtype)
+    is_a, is_b = classes == a[..., None], classes == b[..., None]
+    p_a = jnp.sum(jnp.where(is_a, probs, 0.0), axis=-1, keepdims=True)
+    p_b = jnp.sum(jnp.where(is_b, probs, 0.0), axis=-1, keepdims=True)
+    return jnp.where(is_a, p_b, jnp.where(is_b, p_a, probs))
 
 
 def _top(log_probs: Array, weights: Array, k: int) -> TopK:

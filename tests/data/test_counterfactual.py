@@ -71,7 +71,7 @@ def test_every_mention_is_replaced_whole_or_in_part(text, entity, substitute, re
     assert replaced(text, entity, substitute) == result
 
 
-def test_counterparts_read_the_same_and_cover_all_but_the_names(made, tokenizer):
+def test_counterparts_read_the_same_outside_names_and_first_tokens_of_names_have_one(made, tokenizer):
     encoded = encode(from_rows(made.forget), tokenizer, max_length=512)
     found = counterfactuals(encoded, tokenizer, k=3, avoid=[row["question"] for row in made.retain])
     assert found.places.shape == (len(encoded), 3, shapes_of(encoded)[1])
@@ -80,9 +80,12 @@ def test_counterparts_read_the_same_and_cover_all_but_the_names(made, tokenizer)
         name = one.text.index(one.record.entity[0], one.text.index("Answer:"))
         start, end = one.offsets[loss].T
         named = (start < name + len(one.record.entity[0])) & (end > name)
-        assert covered == pytest.approx(1 - named.mean())
+        assert covered == pytest.approx((places[:, : len(loss)] > 0).any(axis=0).mean())
         for row, place in zip(tokens, places, strict=True):
-            np.testing.assert_array_equal(place[: len(loss)] > 0, ~named)
+            assert (place[: len(loss)][~named] > 0).all()
+            first = np.flatnonzero(named)[0]
+            assert place[first] > 0
+            assert row[place[first]] != one.tokens[loss[first]]
             np.testing.assert_array_equal(row[place[: len(loss)][~named]], one.tokens[loss[~named]])
             assert (np.diff(place[: len(loss)][~named]) > 0).all()
             text = tokenizer.decode(row)
@@ -98,15 +101,19 @@ def test_counterparts_read_the_same_and_cover_all_but_the_names(made, tokenizer)
     ),
     name=st.sampled_from(["Zoë O'Brien", "Émile Ünal", "Lily", "李明"]),
 )
-def test_aligned_tokens_are_always_equal_tokens(tokenizer, around, name):
+def test_aligned_tokens_outside_names_are_always_equal_tokens(tokenizer, around, name):
     rows = [{"prompt": f"{name} {around[0]}", "completion": f"x {f' {name} '.join(around)}", "entity": name}]
     encoded = encode(from_rows(rows), tokenizer, max_length=4000)
     found = counterfactuals(encoded, tokenizer, k=2)
     loss = np.flatnonzero(encoded[0].loss_mask)
     assert found.covered[0] > 0
+    marks = mentions(encoded[0].text, [name])
+    start, end = encoded[0].offsets[loss].T
+    plain = ~np.any([(start < mark.end) & (end > mark.start) for mark in marks], axis=0)
     for row, place in zip(found.tokens[0], found.places[0], strict=True):
         place = place[: len(loss)]
-        np.testing.assert_array_equal(row[place[place > 0]], encoded[0].tokens[loss[place > 0]])
+        same = plain & (place > 0)
+        np.testing.assert_array_equal(row[place[same]], encoded[0].tokens[loss[same]])
         assert row[place[-1]] == tokenizer.eos_token_id
 
 
@@ -117,7 +124,9 @@ def test_the_end_token_maps_to_the_end_token_and_names_at_the_very_start_work(sm
     lengths = (found.tokens != small_tokenizer.pad_token_id).sum(-1)[0]
     last = int(encoded[0].loss_mask.sum()) - 1
     np.testing.assert_array_equal(found.places[0, :, last], lengths - 1)
-    assert 0 < found.covered[0] < 1
+    assert found.covered[0] > 0.5
+    assert (found.places[0, :, 0] > 0).all()
+    assert (found.tokens[0, [0, 1], found.places[0, :, 0]] != encoded[0].tokens[1]).all()
 
 
 def test_each_byte_of_a_character_has_its_own_counterpart(tokenizer):

@@ -1,0 +1,54 @@
+"""The command line. Help and mistakes answer at once: a command's own imports happen when it is chosen."""
+
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "demo": "forget six people of a built-in fictitious corpus, five ways, and write a report (no files needed)",
+    "finetune": "fine-tune a model on answers until it knows them",
+    "unlearn": "make a model forget a set of records, keeping another",
+    "evaluate": "compare a model with the one before and with one retrained without the forget set",
+    "methods": "list the unlearning methods, what they need, and their options",
+}
+
+USAGE = (
+    "usage: jaxunlearn COMMAND [OPTIONS]\n\nMake a language model forget, in JAX, with exact curvature.\n\ncommands:\n"
+)
+
+EXIT_BAD_INPUT = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns 0, 2 for bad input, 130 when interrupted."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE + "".join(f"  {name:<10} {line}\n" for name, line in COMMANDS.items()), end="")
+        print("\njaxunlearn COMMAND --help lists a command's options.")
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from jaxunlearn.version import __version__
+
+        print(f"jaxunlearn {__version__}")
+        return 0
+    if argv[0] not in COMMANDS:
+        import difflib
+
+        near = difflib.get_close_matches(argv[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(COMMANDS)}"
+        print(f"jaxunlearn: no command {argv[0]!r}; {hint}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    import importlib
+
+    command = importlib.import_module(f"jaxunlearn.cli.{argv[0]}")
+    try:
+        command.main(argv[1:])
+    except ValueError as error:
+        if type(error) is not ValueError and not type(error).__module__.startswith("jaxunlearn."):
+            raise
+        print(f"jaxunlearn {argv[0]}: {error}", file=sys.stderr)
+        return EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
