@@ -1,0 +1,1 @@
+"""Runs: what one command does from files to files."""

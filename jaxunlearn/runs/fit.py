@@ -1,0 +1,127 @@
+"""Plain training on loss tokens: how a model comes to memorise, and how the retrained reference is made."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxunlearn import losses
+from jaxunlearn.data import Encoded, batches, shapes_of, steps_per_epoch
+from jaxunlearn.sharding import shard_batch
+from jaxunlearn.tree import shard_like
+from jaxunlearn.types import Model, Params, TokenBatch
+
+
+class Fitted(NamedTuple):
+    """What training gave.
+
+    Attributes:
+        params: trained parameters.
+        losses: mean NLL of each epoch, nats per loss token, measured while training.
+        steps: gradient steps taken.
+    """
+
+    params: Params
+    losses: list[float]
+    steps: int
+
+
+def fit(
+    model: Model,
+    params: Params,
+    encoded: Sequence[Encoded],
+    *,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    warmup: int = 10,
+    stop_at_loss: float = 0.0,
+    anneal: bool = False,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    shape: tuple[int, int] | None = None,
+    advance: Callable[..., None] | None = None,
+) -> Fitted:
+    """AdamW on the mean NLL of the loss tokens.
+
+    Args:
+        model: pure functions.
+        params: where to start; consumed (its buffers are donated).
+        encoded: the training records.
+        epochs: most passes over them.
+        batch_size: records a step.
+        learning_rate: peak, after `warmup` steps.
+        weight_decay: of AdamW.
+        warmup: steps of linear warm-up.
+        stop_at_loss: stop after the first epoch whose mean loss is at or under this, nats per loss token.
+        anneal: lower the rate to zero over the epochs (cosine); otherwise it stays, since the end is not known.
+        seed: order of the records.
+        mesh: where batches are put; None for one device.
+        shape: `(length, places)` of the batches, default that of the records: fits of one shape share a compilation.
+        advance: called after each step, `advance(epoch=, loss=)` after the last of an epoch.
+    """
+    per_epoch = steps_per_epoch(len(encoded), batch_size)
+    total = per_epoch * epochs if anneal else None
+    step = _step(model, learning_rate, weight_decay, min(warmup, per_epoch * epochs), total)
+    state = (params, _optimizer(learning_rate, weight_decay, warmup, total).init(params))
+    shape = shape or shapes_of(encoded)
+    history: list[float] = []
+    steps, sums = 0, []
+    for one in batches(encoded, batch_size, seed=seed, epochs=epochs, shape=shape):
+        batch = shard_batch(one.batch, mesh)
+        state, value = step(state, batch)
+        sums.append(value)
+        steps += 1
+        facts = {}
+        if one.next[0] > one.epoch:
+            # One transfer an epoch: reading a loss each step would make the device wait for the host.
+            total_nll, count = (float(x) for x in jnp.sum(jnp.stack([jnp.stack(v) for v in sums]), axis=0))
+            history.append(total_nll / max(count, 1.0))
+            sums = []
+            facts = {"epoch": one.epoch + 1, "loss": history[-1]}
+        if advance is not None:
+            advance(**facts)
+        if facts and history[-1] <= stop_at_loss:
+            break
+    return Fitted(state[0], history, steps)
+
+
+def mean_nll(model: Model, params: Params, encoded: Sequence[Encoded], *, mesh: Mesh | None = None) -> float:
+    """Mean NLL of the records' loss tokens, nats per token."""
+    total, count = 0.0, 0.0
+    call = jax.jit(losses.nll, static_argnums=0)
+    for one in batches(encoded, min(32, len(encoded)), shuffle=False):
+        nll, weight = call(model, params, shard_batch(one.batch, mesh))
+        total, count = total + float(nll), count + float(weight)
+    return total / count
+
+
+def _optimizer(learning_rate: float, weight_decay: float, warmup: int, total: int | None):
+    if total is None:
+        schedule = optax.warmup_constant_schedule(0.0, learning_rate, warmup)
+    else:
+        schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, max(total, warmup + 1))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay))
+
+
+@lru_cache(maxsize=8)
+def _step(model: Model, learning_rate: float, weight_decay: float, warmup: int, total: int | None):
+    optimizer = _optimizer(learning_rate, weight_decay, warmup, total)
+
+    def step(state: tuple, batch: TokenBatch) -> tuple:
+        params, opt_state = state
+
+        def loss(p: Params):
+            value, count = losses.nll(model, p, batch)
+            return value / jnp.where(count > 0, count, 1.0), (value, count)
+
+        (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return (shard_like(optax.apply_updates(params, updates), params), opt_state), sums
+
+    return jax.jit(step, donate_argnums=0)

@@ -1,0 +1,110 @@
+"""The unlearning loop: `unlearn_step` over batches, with a stop rule and a history."""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from jaxunlearn.data import Encoded, pair
+from jaxunlearn.methods import Method
+from jaxunlearn.runs.references import Stored
+from jaxunlearn.sharding import shard_batch
+from jaxunlearn.types import Model, Params
+from jaxunlearn.unlearn import StepInfo, UnlearnState, init, unlearn_step
+
+
+class Forgotten(NamedTuple):
+    """What a run gave.
+
+    Attributes:
+        state: the final state; `state.params` are the unlearned parameters.
+        info: the last step's, with its certificate.
+        history: one dictionary of numbers a step.
+        stopped: why the run ended: "steps" or "unseen" (the forget loss reached that of unseen text).
+        products: operator products spent by the solver.
+    """
+
+    state: UnlearnState
+    info: StepInfo
+    history: list[dict[str, float]]
+    stopped: str
+    products: int
+
+
+def forget(
+    method: Method,
+    model: Model,
+    params: Params,
+    forget_set: Sequence[Encoded],
+    retain_set: Sequence[Encoded],
+    stored: Stored,
+    *,
+    steps: int,
+    batch_size: int,
+    retain_size: int,
+    stop_at_nll: float | None = None,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    advance: Callable[..., None] | None = None,
+) -> Forgotten:
+    """Run `method` for at most `steps` steps.
+
+    Args:
+        method: a recipe.
+        model: pure functions.
+        params: where to start; consumed (the state is donated).
+        forget_set, retain_set: encoded records; each forget batch is paired with a random retain batch.
+        stored: what the original model said.
+        steps: most steps.
+        batch_size: forget records a step, at most all of them.
+        retain_size: retain records a step, at most all of them.
+        stop_at_nll: stop once the forget loss (nats per token, on the batch) has reached this.
+        seed: order of the batches, and noise.
+        mesh: where batches are put.
+        advance: called with the numbers of each step.
+    """
+    batch_size, retain_size = min(batch_size, len(forget_set)), min(retain_size, len(retain_set))
+    state = init(method, model, params, key=jax.random.key(seed))
+    step = _compiled(method, model)
+    history: list[dict[str, float]] = []
+    info, stopped, products = None, "steps", 0
+    pairs = pair(forget_set, retain_set, batch_size, retain_size=retain_size, seed=seed, epochs=steps)
+    for one, _ in zip(pairs, range(steps), strict=False):
+        batch = one.batch._replace(reference=stored.rows(one.forget_rows, one.retain_rows))
+        state, info = step(state, shard_batch(batch, mesh))
+        facts = numbers(info)
+        products += int(facts.get("products", 0))
+        history.append(facts)
+        if advance is not None:
+            advance(**facts)
+        if stop_at_nll is not None and facts.get("forget_nll", 0.0) >= stop_at_nll:
+            stopped = "unseen"
+            break
+    return Forgotten(state, info, history, stopped, products)
+
+
+def numbers(info: StepInfo) -> dict[str, float]:
+    """The numbers of a step worth a line in the history."""
+    info = jax.device_get(info)
+    facts = {"objective": float(info.objective), "update_norm": float(info.update_norm), "applied": float(info.applied)}
+    c = info.certificate
+    if c is not None:
+        facts |= {"forget_nll": float(c.forget_after)}
+        if c.retain_after is not None:
+            facts |= {"retain_nll": float(c.retain_after), "retain_kl": float(c.kl_measured)}
+    if info.curvature is not None:
+        solve = info.curvature.solve
+        facts |= {
+            "damping": float(info.curvature.used_damping),
+            "products": int(solve.steps),
+            "residual": float(solve.relative_residual),
+            "status": int(solve.status),
+        }
+    return facts
+
+
+@lru_cache(maxsize=8)
+def _compiled(method: Method, model: Model):
+    return jax.jit(lambda state, batch: unlearn_step(method, model, state, batch), donate_argnums=0)

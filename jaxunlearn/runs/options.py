@@ -1,0 +1,59 @@
+"""Hyperparameters of a method given as name=value, checked against the recipe's own signature."""
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Sequence
+
+from jaxunlearn.methods import CATALOGUE, Method
+
+
+def make_method(name: str, options: Sequence[str] = ()) -> Method:
+    """The method `name` with `options` such as `("damping=0.1", "cg_steps=8")`.
+
+    Raises:
+        ValueError: an unknown method or option (the nearest name is suggested), or a value of the wrong type.
+
+    Example:
+        >>> make_method("gauss_newton_ascent", ["max_kl=1e-4"]).name
+        'gauss_newton_ascent'
+    """
+    if name not in CATALOGUE:
+        raise ValueError(f"--method {name}: no such method{_nearest(name, CATALOGUE)}; `jaxunlearn methods` lists them")
+    recipe = CATALOGUE[name].make
+    known = {p.name: p for p in inspect.signature(recipe).parameters.values() if p.name != "optimizer"}
+    hints = typing.get_type_hints(recipe)
+    values = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals:
+            raise ValueError(f"--option {option}: write it as name=value, for example --option {next(iter(known))}=...")
+        if key not in known:
+            raise ValueError(
+                f"--option {option}: {name} has no such option{_nearest(key, known)}; it has {', '.join(known)}"
+            )
+        values[key] = _convert(option, value, hints[key])
+    return recipe(**values)
+
+
+def _convert(option: str, value: str, hint: type):
+    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in choices and value.lower() == "none":
+        return None
+    if typing.get_origin(hint) is typing.Literal:
+        if value not in typing.get_args(hint):
+            raise ValueError(f"--option {option}: choose one of {', '.join(typing.get_args(hint))}")
+        return value
+    kind = next(c for c in choices if c is not type(None))
+    try:
+        return kind(value)
+    except ValueError:
+        raise ValueError(
+            f"--option {option}: {value!r} is not {'a whole number' if kind is int else 'a number'}"
+        ) from None
+
+
+def _nearest(name: str, names) -> str:
+    found = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {found[0]}?)" if found else ""

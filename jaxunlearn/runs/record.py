@@ -1,0 +1,84 @@
+"""The record a run leaves inside its output folder: what was done, to what, with what result. Never any data text."""
+
+import hashlib
+import json
+import platform
+import sys
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn.version import __version__
+
+FILE = "jaxunlearn.json"
+
+
+def refuse_existing(out: Path) -> None:
+    """Raise before anything starts when the output folder already holds something."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(
+            f"--out {out} exists already and is not an empty folder: nothing of yours is overwritten; "
+            "choose another name"
+        )
+
+
+def environment() -> dict[str, str]:
+    """Versions and devices."""
+    from importlib.metadata import version
+
+    import jax
+
+    device = jax.devices()[0]
+    return {
+        "jaxunlearn": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        **{name: version(name) for name in ("jax", "flax", "optax", "transformers", "safetensors")},
+        "devices": f"{jax.device_count()} x {device.device_kind} ({device.platform})",
+    }
+
+
+def digest(path: str | Path) -> str | None:
+    """SHA-256 of a file; of a checkpoint folder, over its weight files in order; None for anything else."""
+    path = Path(path)
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    if not files:
+        return None
+    found = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            while block := stream.read(1 << 20):
+                found.update(block)
+    return found.hexdigest()
+
+
+def record(command: str, settings: Any, inputs: dict[str, str | Path | None], **facts: Any) -> str:
+    """The record as JSON text."""
+    content = {
+        "command": command,
+        "arguments": sys.argv[1:] if Path(sys.argv[0]).name.startswith("jaxunlearn") else None,
+        "settings": asdict(settings) if is_dataclass(settings) else settings,
+        "inputs": {name: {"path": str(path), "sha256": digest(path)} for name, path in inputs.items() if path},
+        "environment": environment(),
+        **facts,
+    }
+    return json.dumps(content, indent=2, default=_plain) + "\n"
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """The record in a checkpoint folder, or None."""
+    file = Path(folder) / FILE
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no place in a run's record")

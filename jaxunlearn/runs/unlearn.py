@@ -1,0 +1,129 @@
+"""`jaxunlearn unlearn`: a checkpoint folder and two record files to a model that has forgotten, with its certificate."""
+
+import time
+from pathlib import Path
+
+import jax
+
+from jaxunlearn import data, models
+from jaxunlearn.certificate import describe
+from jaxunlearn.methods import CATALOGUE, Method
+from jaxunlearn.runs import record as records
+from jaxunlearn.runs.fit import mean_nll
+from jaxunlearn.runs.forget import Forgotten, forget
+from jaxunlearn.runs.inputs import reader
+from jaxunlearn.runs.options import make_method
+from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.runs.references import Stored, store, substitute
+from jaxunlearn.runs.settings import Unlearn
+
+
+def unlearn(settings: Unlearn) -> Path:
+    """Run it; returns the output folder.
+
+    Raises:
+        ValueError: bad input, overlap of forget and retain, or an existing output folder, before any weight is loaded.
+    """
+    records.refuse_existing(settings.out)
+    method = make_method(settings.method, settings.option)
+    entry = CATALOGUE[settings.method]
+    reads = reader(settings.model, settings.text)
+    kept, gone = (data.read(source, fields=settings.text.fields) for source in (settings.retain, settings.forget))
+    data.check_overlap(gone, kept)
+    forget_set, retain_set = reads.encode(gone), reads.encode(kept)
+    holdout = reads.read(settings.holdout) if settings.holdout else None
+    start = time.monotonic()
+    with Reporter() as reporter:
+        prompts = _prompts(settings, method, forget_set, retain_set, reads, reporter)
+        mesh = settings.devices.mesh()
+        model, params = models.load(settings.model, mesh=mesh)
+        with reporter.stage("asking the original model", len(forget_set)) as stage:
+            stored = store(
+                method, model, params, forget_set, retain_set,
+                prompts=prompts, top_k=settings.top_k, mesh=mesh, advance=stage.advance,
+            )  # fmt: skip
+        stop = settings.stop_at_nll
+        if stop is None and entry.ascends:
+            stop = mean_nll(model, params, holdout, mesh=mesh) if holdout else stored.unseen_nll
+            reporter.say(_why_stop(stop, holdout is not None))
+        steps = settings.steps or entry.steps
+        with reporter.stage(settings.method, steps) as stage:
+            done = forget(
+                method, model, params, forget_set, retain_set, stored,
+                steps=steps,
+                batch_size=settings.batch_size or entry.batch_size,
+                retain_size=settings.retain_size or entry.retain_size,
+                stop_at_nll=stop,
+                seed=settings.seed,
+                mesh=mesh,
+                advance=stage.advance,
+            )  # fmt: skip
+        certificate = describe(done.info.certificate, done.info.curvature)
+        reporter.say(certificate)
+        facts = _facts(method, done, stored, stop, time.monotonic() - start)
+        inputs = {"model": settings.model, "forget": settings.forget, "retain": settings.retain}
+        content = records.record("unlearn", settings, inputs, **facts)
+        card = _card(settings, len(forget_set), len(retain_set), certificate, done)
+        models.save(settings.out, model, done.state.params, card=card, extra={records.FILE: content})
+        reporter.say(f"{len(done.history)} steps, stopped by {_STOPPED[done.stopped]} -> {settings.out}")
+    return settings.out
+
+
+_STOPPED = {"steps": "--steps", "unseen": "the forget loss reaching that of unseen text"}
+
+
+def _prompts(settings, method, forget_set, retain_set, reads, reporter) -> data.Counterfactuals | None:
+    """Counterfactual prompts, for the methods that match them and for those that need a place to stop."""
+    matches = "counterfactual_top" in method.needs
+    wanted = CATALOGUE[settings.method].ascends and settings.stop_at_nll is None and not settings.holdout
+    if not (matches or wanted):
+        return None
+    found = substitute(
+        forget_set, retain_set, reads.tokenizer, k=settings.substitutes, seed=settings.seed, max_length=reads.max_length
+    )
+    message = data.uncovered_message(forget_set, found)
+    if matches and not found.covered.any():
+        raise ValueError(message)
+    if message and matches:
+        reporter.say(f"[yellow]warning:[/yellow] {message} They are forgotten only as far as they resemble the others.")
+    return found
+
+
+def _why_stop(stop: float | None, from_holdout: bool) -> str:
+    if stop is None:
+        return (
+            "[yellow]warning:[/yellow] no place to stop is known (no names to replace in the prompts): the method runs "
+            "all its steps and may destroy the model; give --holdout or --stop-at-nll"
+        )
+    source = "holdout records" if from_holdout else "the same answers about people that do not exist"
+    return f"stops when the forget loss reaches {stop:.3f} nats per token, that of {source}"
+
+
+def _facts(method: Method, done: Forgotten, stored: Stored, stop: float | None, seconds: float) -> dict:
+    info = jax.device_get(done.info)
+    certificate = (
+        {} if info.certificate is None else {k: v for k, v in info.certificate._asdict().items() if v is not None}
+    )
+    solve = {} if info.curvature is None else info.curvature.solve._asdict() | {"damping": info.curvature.used_damping}
+    return {
+        "method": method.name,
+        "steps": len(done.history),
+        "stopped": done.stopped,
+        "stop_at_nll": stop,
+        "counterfactual_coverage": None if stored.covered is None else float(stored.covered.mean()),
+        "products": done.products,
+        "seconds": round(seconds, 1),
+        "certificate": certificate | solve,
+        "history": done.history,
+    }
+
+
+def _card(settings: Unlearn, forgotten: int, kept: int, certificate: str, done: Forgotten) -> str:
+    lines = "\n".join(f"- {line}" for line in certificate.splitlines())
+    return (
+        f"# Unlearned model\n\nMade by jaxunlearn with `{settings.method}` (seed {settings.seed}, {len(done.history)} "
+        f"steps) from `{Path(settings.model).name}`: {forgotten} records forgotten, {kept} retain records given.\n\n"
+        f"Certificate of the last step:\n\n{lines}\n\nSettings, input hashes and the history of every step are in "
+        f"`{records.FILE}`. What unlearning does not promise: it is no proof that the text cannot be recovered by "
+        "fine-tuning or other attacks.\n"
+    )
