@@ -59,7 +59,9 @@ CATALOGUE: dict[str, Entry] = {
     "fisher_removal": Entry(
         fisher_removal, "second order", "retain", "(1 + samples / batch) g", "after Gu et al. 2024"
     ),
-    "fisher_forgetting": Entry(fisher_forgetting, "noise", "retain", "(samples/batch) g", "after Gu et al. 2024"),
+    "fisher_forgetting": Entry(
+        fisher_forgetting, "noise", "retain", "(samples/batch) g", "after Gu et al. 2024", ascends=False, steps=1
+    ),
     "gauss_newton_ascent": Entry(
         gauss_newton_ascent, "second order", "retain", "1 g + (cg_steps + 1) G", "exact form of K-FADE 2026"
     ),
@@ -69,5 +71,7 @@ CATALOGUE: dict[str, Entry] = {
         "retain, entity names",
         "2 g + (2 cg_steps + 1) G",
         "objective after Liu et al. 2024",
+        ascends=False,
+        steps=40,
     ),
 }

@@ -41,7 +41,6 @@ def fit(
     weight_decay: float = 0.0,
     warmup: int = 10,
     stop_at_loss: float = 0.0,
-    anneal: bool = False,
     seed: int = 0,
     mesh: Mesh | None = None,
     shape: tuple[int, int] | None = None,
@@ -55,19 +54,19 @@ def fit(
         encoded: the training records.
         epochs: most passes over them.
         batch_size: records a step.
-        learning_rate: peak, after `warmup` steps.
+        learning_rate: peak, after `warmup` steps; it then falls to zero over the epochs (cosine).
         weight_decay: of AdamW.
         warmup: steps of linear warm-up.
         stop_at_loss: stop after the first epoch whose mean loss is at or under this, nats per loss token.
-        anneal: lower the rate to zero over the epochs (cosine); otherwise it stays, since the end is not known.
         seed: order of the records.
         mesh: where batches are put; None for one device.
         shape: `(length, places)` of the batches, default that of the records: fits of one shape share a compilation.
         advance: called after each step, `advance(epoch=, loss=)` after the last of an epoch.
     """
     per_epoch = steps_per_epoch(len(encoded), batch_size)
-    total = per_epoch * epochs if anneal else None
-    step = _step(model, learning_rate, weight_decay, min(warmup, per_epoch * epochs), total)
+    total = per_epoch * epochs
+    warmup = min(warmup, total - 1)
+    step = _step(model, learning_rate, weight_decay, warmup, total)
     state = (params, _optimizer(learning_rate, weight_decay, warmup, total).init(params))
     shape = shape or shapes_of(encoded)
     history: list[float] = []
@@ -101,16 +100,13 @@ def mean_nll(model: Model, params: Params, encoded: Sequence[Encoded], *, mesh: 
     return total / count
 
 
-def _optimizer(learning_rate: float, weight_decay: float, warmup: int, total: int | None):
-    if total is None:
-        schedule = optax.warmup_constant_schedule(0.0, learning_rate, warmup)
-    else:
-        schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, max(total, warmup + 1))
+def _optimizer(learning_rate: float, weight_decay: float, warmup: int, total: int):
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, total)
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay))
 
 
 @lru_cache(maxsize=8)
-def _step(model: Model, learning_rate: float, weight_decay: float, warmup: int, total: int | None):
+def _step(model: Model, learning_rate: float, weight_decay: float, warmup: int, total: int):
     optimizer = _optimizer(learning_rate, weight_decay, warmup, total)
 
     def step(state: tuple, batch: TokenBatch) -> tuple:

@@ -71,8 +71,8 @@ class Finetune:
     """JSONL, JSON array, Parquet or hub data set; repeat the flag for several."""
     out: Path
     """New folder for the result."""
-    epochs: int = 80
-    """Most passes over the data."""
+    epochs: int = 50
+    """Most passes over the data; the learning rate falls to zero over them."""
     stop_at_loss: float = 0.02
     """Stop after an epoch whose mean loss is at or under this, nats per loss token."""
     batch_size: int = 8

@@ -1,4 +1,4 @@
-"""`jaxunlearn unlearn`: a checkpoint folder and two record files to a model that has forgotten, with its certificate."""
+"""`jaxunlearn unlearn`: a checkpoint folder and two record files to a model that has forgotten, and the evidence."""
 
 import time
 from pathlib import Path
