@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 SECONDS_BETWEEN_LINES = 10.0
+WIDTH_IN_A_PIPE = 170
 
 
 class Stage:
@@ -31,7 +32,7 @@ class Stage:
             self._bar.update(self._task, completed=self._done, facts=text)
         elif time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
-            print(f"{self._name}: {self._done}/{self._total}  {text}", flush=True)
+            print(f"{self._name}: {self._done}/{self._total}  {text}".rstrip(), flush=True)
 
 
 class Reporter:
@@ -48,6 +49,8 @@ class Reporter:
 
         self._speaks = jax.process_index() == 0
         self.console = Console(quiet=quiet or not self._speaks)
+        if not self.console.is_terminal:
+            self.console.width = WIDTH_IN_A_PIPE
         self._quiet = quiet
         self._file = None
         if folder is not None and self._speaks:
