@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -47,10 +48,13 @@ def _convert(option: str, value: str, hint: type):
         return value
     kind = next(c for c in choices if c is not type(None))
     try:
-        return kind(value)
+        number = kind(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     except ValueError:
         raise ValueError(
-            f"--option {option}: {value!r} is not {'a whole number' if kind is int else 'a number'}"
+            f"--option {option}: {value!r} is not {'a whole number' if kind is int else 'a finite number'}"
         ) from None
 
 

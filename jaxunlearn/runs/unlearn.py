@@ -25,6 +25,7 @@ def unlearn(settings: Unlearn) -> Path:
         ValueError: bad input, overlap of forget and retain, or an existing output folder, before any weight is loaded.
     """
     records.refuse_existing(settings.out)
+    _check_numbers(settings)
     method = make_method(settings.method, settings.option)
     entry = CATALOGUE[settings.method]
     reads = reader(settings.model, settings.text)
@@ -46,7 +47,7 @@ def unlearn(settings: Unlearn) -> Path:
         if stop is None and entry.ascends:
             stop = mean_nll(model, params, holdout, mesh=mesh) if holdout else stored.unseen_nll
             reporter.say(_why_stop(stop, holdout is not None))
-        steps = settings.steps or entry.steps
+        steps = entry.steps if settings.steps is None else settings.steps
         with reporter.stage(settings.method, steps) as stage:
             done = forget(
                 method, model, params, forget_set, retain_set, stored,
@@ -67,6 +68,13 @@ def unlearn(settings: Unlearn) -> Path:
         models.save(settings.out, model, done.state.params, card=card, extra={records.FILE: content})
         reporter.say(f"{len(done.history)} steps, stopped by {_STOPPED[done.stopped]} -> {settings.out}")
     return settings.out
+
+
+def _check_numbers(settings: Unlearn) -> None:
+    for name in ("steps", "batch_size", "retain_size", "substitutes", "top_k"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
 
 
 _STOPPED = {"steps": "--steps", "unseen": "the forget loss reaching that of unseen text"}

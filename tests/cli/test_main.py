@@ -1,0 +1,107 @@
+"""The command line before any work starts: help, versions, suggestions and exit codes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jaxunlearn.cli import COMMANDS, main
+from jaxunlearn.version import __version__
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_usage_lists_every_command(argv, capsys):
+    assert main(argv) == 0
+    shown = capsys.readouterr().out
+    assert all(f"\n  {name} " in shown for name in COMMANDS)
+
+
+@pytest.mark.parametrize("argv", [["-V"], ["--version"]])
+def test_version(argv, capsys):
+    assert main(argv) == 0
+    assert capsys.readouterr().out == f"jaxunlearn {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("demo", ["--out", "--seed"]),
+        ("finetune", ["--model", "--data", "--out", "--epochs", "--learning-rate", "--max-length", "--mesh-fsdp"]),
+        ("unlearn", ["--model", "--forget", "--retain", "--out", "--method", "--option", "--steps", "--seed"]),
+        ("evaluate", ["--model", "--reference-model", "--before-model", "--forget", "--retain", "--out"]),
+        ("methods", []),
+    ],
+)
+def test_help_of_each_command_names_its_options(command, flags, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"jaxunlearn {command}" in shown
+    assert not [flag for flag in flags if flag not in shown]
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["unlern"], "no command 'unlern'; did you mean unlearn?"),
+        (["zzzz"], "choose one of demo, finetune, unlearn, evaluate, methods"),
+    ],
+)
+def test_unknown_commands_exit_with_2(argv, hint, capsys):
+    assert main(argv) == 2
+    assert hint in capsys.readouterr().err
+
+
+def test_unknown_and_missing_options_exit_with_2(capsys):
+    for argv in (["unlearn", "--modle", "x"], ["unlearn"], ["finetune", "--epochs", "many"]):
+        with pytest.raises(SystemExit) as end:
+            main(argv)
+        assert end.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_methods_are_listed_with_their_options(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "240")
+    assert main(["methods"]) == 0
+    shown = capsys.readouterr().out
+    from jaxunlearn.methods import CATALOGUE
+
+    assert not [name for name in CATALOGUE if name not in shown]
+    assert "cg_steps=20" in shown
+    assert "optimizer" not in shown
+
+
+def test_only_bad_input_becomes_a_message(monkeypatch):
+    """A ValueError of some other library is a defect, not the user's input: its traceback must be seen."""
+    import jaxunlearn.cli.methods as command
+
+    class Foreign(ValueError):
+        pass
+
+    def fail(argv):
+        raise Foreign
+
+    monkeypatch.setattr(command, "main", fail)
+    with pytest.raises(Foreign):
+        main(["methods"])
+
+
+def test_interrupting_exits_with_130(monkeypatch, capsys):
+    import jaxunlearn.cli.methods as command
+
+    def interrupt(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "main", interrupt)
+    assert main(["methods"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_help_and_mistakes_import_neither_jax_nor_transformers():
+    code = (
+        "import sys\nfrom jaxunlearn.cli import main\nmain([]); main(['unlern'])\n"
+        "print([m for m in ('jax', 'transformers', 'tyro', 'rich') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
