@@ -38,6 +38,8 @@ class Entry(NamedTuple):
         steps: default of a run.
         batch_size: forget records a step, default of a run.
         retain_size: retain records a step, default of a run.
+        run_options: hyperparameters a run adds unless told otherwise. A recipe's own defaults are the bare formula;
+            on a model that has memorised, its step needs a trust region.
     """
 
     make: Callable[..., Method]
@@ -49,15 +51,20 @@ class Entry(NamedTuple):
     steps: int = 60
     batch_size: int = 32
     retain_size: int = 64
+    run_options: tuple[tuple[str, float], ...] = ()
 
+
+_TRUST = (("max_kl", 1e-3),)
 
 CATALOGUE: dict[str, Entry] = {
     "grad_ascent": Entry(grad_ascent, "first order", "nothing", "1 g", "Jang et al. 2023"),
     "grad_diff": Entry(grad_diff, "first order", "retain", "2 g", "Liu et al. 2022; TOFU"),
     "npo": Entry(npo, "first order", "retain, stored log-probs", "2 g", "Zhang et al. 2024"),
-    "newton_removal": Entry(newton_removal, "second order", "retain", "1 g + cg_steps H", "Guo et al. 2020"),
+    "newton_removal": Entry(
+        newton_removal, "second order", "retain", "1 g + cg_steps H", "Guo et al. 2020", run_options=_TRUST
+    ),
     "fisher_removal": Entry(
-        fisher_removal, "second order", "retain", "(1 + samples / batch) g", "after Gu et al. 2024"
+        fisher_removal, "second order", "retain", "(1 + samples/batch) g", "after Gu et al. 2024", run_options=_TRUST
     ),
     "fisher_forgetting": Entry(
         fisher_forgetting, "noise", "retain", "(samples/batch) g", "after Gu et al. 2024", ascends=False, steps=1

@@ -25,7 +25,7 @@ def make_method(name: str, options: Sequence[str] = ()) -> Method:
     recipe = CATALOGUE[name].make
     known = {p.name: p for p in inspect.signature(recipe).parameters.values() if p.name != "optimizer"}
     hints = typing.get_type_hints(recipe)
-    values = {}
+    values = dict(CATALOGUE[name].run_options)
     for option in options:
         key, equals, value = option.partition("=")
         if not equals:
