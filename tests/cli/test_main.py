@@ -76,14 +76,14 @@ def test_only_bad_input_becomes_a_message(monkeypatch):
     """A ValueError of some other library is a defect, not the user's input: its traceback must be seen."""
     import jaxunlearn.cli.methods as command
 
-    class Foreign(ValueError):
+    class ForeignError(ValueError):
         pass
 
     def fail(argv):
-        raise Foreign
+        raise ForeignError
 
     monkeypatch.setattr(command, "main", fail)
-    with pytest.raises(Foreign):
+    with pytest.raises(ForeignError):
         main(["methods"])
 
 
