@@ -52,12 +52,19 @@ def masked_attention(
 ) -> Float[Array, "B T H d"]:
     """Attention where `mask` allows it, [T, S] or [B, T, S]; a query that may see nothing gets a finite average."""
     B, T, H, d = q.shape
-    K = k.shape[2]
-    grouped = q.reshape(B, T, K, H // K, d)
-    scores = _product("btkgd,bskd->bkgts", grouped, k) * d**-0.5
-    allowed = mask[:, None, None] if mask.ndim == 3 else mask
-    weights = jax.nn.softmax(jnp.where(allowed, scores, MASKED), axis=-1).astype(v.dtype)
-    return _product("bkgts,bskd->btkgd", weights, v).astype(q.dtype).reshape(B, T, H, d)
+    S, K = k.shape[1:3]
+    G = H // K
+    wide = jnp.promote_types(q.dtype, jnp.float32)
+    # One matrix of queries for each key-value head: both products and their derivatives then leave the scores in
+    # place, where any other order of axes has XLA transpose them.
+    q = q.reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, d)
+    k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+    bias = jnp.where(mask[:, None, None] if mask.ndim == 3 else mask, 0.0, MASKED).astype(wide)
+    scores = (_product("bktd,bksd->bkts", q, k) * d**-0.5).reshape(B, K, G, T, S) + bias
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))).reshape(B, K, G * T, S)
+    # Normalised last: dividing [T, d] instead of [T, S] also spares derivatives their sums over all scores.
+    out = _product("bkts,bksd->bktd", weights.astype(v.dtype), v) / weights.sum(axis=-1, keepdims=True)
+    return out.astype(q.dtype).reshape(B, K, G, T, d).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
 
 
 def _blockwise(q: Array, k: Array, v: Array, block: int) -> Array:

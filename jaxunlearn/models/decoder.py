@@ -143,12 +143,9 @@ class DecoderModule(nnx.Module):
     def head(self, x: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
         """Logits in f32 from normalised hidden states."""
         if self.config.tie_word_embeddings:
-            table = constrain(self.embed_tokens.embedding[...], ("vocab", None), self.mesh)
-            equation = "bpd,vd->bpv"
+            logits = _product(x, constrain(self.embed_tokens.embedding[...], ("vocab", None), self.mesh), 1)
         else:
-            table = constrain(self.lm_head.kernel[...], (None, "vocab"), self.mesh)
-            equation = "bpd,dv->bpv"
-        logits = jnp.einsum(equation, x, table, preferred_element_type=_wide(x.dtype))
+            logits = _product(x, constrain(self.lm_head.kernel[...], (None, "vocab"), self.mesh), 0)
         return constrain(logits, BATCH_ONLY, self.mesh)
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
@@ -177,8 +174,17 @@ class DecoderModule(nnx.Module):
         return (unit.astype(x.dtype) * part.scale[...]).astype(x.dtype)
 
 
+def _product(x: Float[Array, "... i"], matrix: Float[Array, "_ _"], axis: int) -> Float[Array, "... o"]:
+    """`x` contracted with `axis` of `matrix`, accumulated and returned in f32."""
+    # As one matrix of all tokens: with batch and time apart, the weight's derivative sums over two axes, and XLA writes
+    # transposed copies of the activations to bring them together.
+    rows = x.reshape(-1, x.shape[-1])
+    out = jax.lax.dot_general(rows, matrix, (((1,), (axis,)), ((), ())), preferred_element_type=_wide(x.dtype))
+    return out.reshape(*x.shape[:-1], out.shape[-1])
+
+
 def _linear(x: Float[Array, "... i"], part: Part) -> Float[Array, "... o"]:
-    out = jnp.einsum("...i,io->...o", x, part.kernel[...], preferred_element_type=_wide(x.dtype))
+    out = _product(x, part.kernel[...], 0)
     if hasattr(part, "bias"):
         out = out + part.bias[...]
     return out.astype(x.dtype)
