@@ -6,8 +6,8 @@ plain form holds all [T, T] scores, which a second derivative multiplies. The bl
 `exp(score - m)` and of the values weighted by it, where `m` is the largest score so far (Milakov and Gimelshein 2018,
 "Online normalizer calculation for softmax"; Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory").
 
-The quotient of the two sums is the same for every `m`, so no derivative of any order flows through `m`, and it is
-taken out of differentiation. Tiles are recomputed in the backward pass instead of stored.
+In both forms the quotient of the two sums is the same for every `m`, so no derivative of any order flows through
+`m`, and it is taken out of differentiation. Tiles are recomputed in the backward pass instead of stored.
 """
 
 from typing import Literal
