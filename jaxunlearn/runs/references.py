@@ -33,13 +33,15 @@ class Stored(NamedTuple):
 
     def rows(self, forget_rows: np.ndarray, retain_rows: np.ndarray) -> Reference:
         """The references of one batch."""
-        take = lambda tree, rows: jax.tree.map(lambda x: x[rows], tree)  # noqa: E731
-        kept = self.retain.retain_top
         return Reference(
-            forget_nll=take(self.forget.forget_nll, forget_rows),
-            retain_top=None if kept is None else take(kept, retain_rows),
-            counterfactual_top=take(self.forget.counterfactual_top, forget_rows),
+            forget_nll=_take(self.forget.forget_nll, forget_rows),
+            retain_top=_take(self.retain.retain_top, retain_rows),
+            counterfactual_top=_take(self.forget.counterfactual_top, forget_rows),
         )
+
+
+def _take(stored: Any, rows: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: x[rows], stored)
 
 
 def store(
@@ -68,7 +70,10 @@ def store(
         mesh: where batches are put.
         advance: called with the number of records done.
     """
-    on_rows = lambda f, *trees: _by_rows(f, model, params, trees, batch_size, mesh, advance)  # noqa: E731
+
+    def on_rows(f: Callable, *trees: Any) -> Any:
+        return _by_rows(f, model, params, trees, batch_size, mesh, advance)
+
     needs = method.needs
     forget_nll = on_rows(reference.forget_nll, _batch(forget)) if "forget_nll" in needs else None
     retain_top = on_rows(_retain_top(top_k), _batch(retain)) if "retain_top" in needs else None
