@@ -62,7 +62,7 @@ def unlearn(settings: Unlearn) -> Path:
         certificate = describe(done.info.certificate, done.info.curvature)
         reporter.say(certificate)
         facts = _facts(method, done, stored, stop, time.monotonic() - start)
-        inputs = {"model": settings.model, "forget": settings.forget, "retain": settings.retain}
+        inputs = {name: getattr(settings, name) for name in ("model", "forget", "retain", "holdout")}
         content = records.record("unlearn", settings, inputs, **facts)
         card = _card(settings, len(forget_set), len(retain_set), certificate, done)
         models.save(settings.out, model, done.state.params, card=card, extra={records.FILE: content})
