@@ -59,11 +59,11 @@ def test_on_a_hand_written_model_with_and_without_a_mesh():
     rows = NamedSharding(mesh, PartitionSpec("fsdp"))
     method = ju.methods.fisher_removal(damping=1e-1, samples=64, step_size=0.1)
     ends = []
-    for placed, params in (
+    for placed, weights_there in (
         (batches, jax.tree.map(jnp.copy, params)),
         ([sharding.shard_batch(b, mesh) for b in batches], jax.tree.map(lambda x: split(x, rows), params)),
     ):
-        state = ju.init(method, model, params, key=jax.random.key(0))
+        state = ju.init(method, model, weights_there, key=jax.random.key(0))
         step = jax.jit(ju.unlearn_step, static_argnums=(0, 1), donate_argnums=2)
         for batch in placed:
             state, info = step(method, model, state, batch)
