@@ -41,6 +41,7 @@ def weights(folder):
     return np.asarray(flat(ju.models.load(folder)[1]))
 
 
+@pytest.mark.slow
 def test_on_a_checkpoint_folder_with_and_without_a_mesh(folder, batches, tmp_path):
     info = forgotten(folder, batches, tmp_path / "alone")
     assert bool(info.applied)

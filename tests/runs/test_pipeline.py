@@ -14,6 +14,7 @@ from jaxunlearn.cli import main
 from jaxunlearn.runs.record import FILE, digest
 from jaxunlearn.runs.settings import Devices
 
+pytestmark = pytest.mark.slow
 METHODS = {
     "npo": ["learning_rate=1e-3"],
     "newton_removal": ["damping=0.1", "cg_steps=3", "max_kl=1e-3"],
