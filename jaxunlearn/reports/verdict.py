@@ -3,8 +3,9 @@
 *Forgotten*: the model is no further from the retrained one, in KL on the forget set, than another retraining would be
 (the seed floor). *Kept*: of the answers to be kept it would write at most `tolerance` fewer tokens than before. A
 model that is too far away may err on either side, so the sentence says which: it still knows, or it was pushed past
-the retrained model, which an outsider can notice as well. Whatever number is missing leaves its question open; no
-headline is given for free.
+the retrained model, which an outsider can notice as well. *Recognised*: the interval of the loss attack's AUC leaves
+out the retrained model's; to answer like the retrained model on average is then no full success. Whatever number is
+missing leaves its question open; no headline is given for free.
 """
 
 from collections.abc import Mapping
@@ -54,6 +55,7 @@ def judge(
     """
     forgotten, on_forget = _forgotten(after, retrained, (floor or {}).get("forget_kl"))
     kept, on_retain = _kept(before, after, tolerance)
+    recognised, on_attack = _recognised(after, retrained or {})
     headlines = {
         (True, True): "The model answers like one that never saw what was to be forgotten, and kept the rest.",
         (True, False): "The model answers like one that never saw what was to be forgotten, but lost some of the rest.",
@@ -65,8 +67,12 @@ def judge(
         (None, False): "Whether the model has forgotten is open; it lost some of the rest.",
         (None, None): "Neither forgetting nor keeping could be judged.",
     }
+    headline = headlines[forgotten, kept]
     good = False if False in (forgotten, kept) else True if (forgotten, kept) == (True, True) else None
-    return Verdict(headlines[forgotten, kept], (*on_forget, *on_retain), good)
+    if recognised and forgotten:
+        headline = headline.removesuffix(".") + "; but an attack on its loss still recognises the forgotten texts."
+        good = None if good else good
+    return Verdict(headline, (*on_forget, *on_attack, *on_retain), good)
 
 
 def _forgotten(after: Result, retrained: Result | None, floor: float | None) -> tuple[bool | None, list[str]]:
@@ -85,6 +91,16 @@ def _forgotten(after: Result, retrained: Result | None, floor: float | None) -> 
     if mine < theirs:
         return False, [found, "It still finds the forgotten answers likelier than a model that never saw them."]
     return False, [found, "It avoids the forgotten answers more than a model that never saw them, which shows too."]
+
+
+def _recognised(after: Result, retrained: Result) -> tuple[bool, list[str]]:
+    key = "forget_loss_auc"
+    mine, theirs = _value(after, key), _value(retrained, key)
+    interval = after.get(key, {}).get("interval")
+    if mine is None or theirs is None or interval is None or interval[0] <= theirs <= interval[1]:
+        return False, []
+    share = f"{100 * mine:.0f}% of the time, against {100 * theirs:.0f}% on the retrained model"
+    return True, [f"An attacker who sees the loss ranks a forgotten text above one never seen {share}."]
 
 
 def _kept(before: Result, after: Result, tolerance: float) -> tuple[bool | None, list[str]]:

@@ -51,3 +51,18 @@ def test_every_combination_has_its_own_headline():
         for distance, retained in itertools.product((1.0, 5.0, None), (1.0, 0.1, None))
     }
     assert len(headlines) == 9
+
+
+def test_a_recognised_forget_set_is_no_full_success():
+    def measured(auc, low, high, **values):
+        return result(**values) | {"forget_loss_auc": {"agg_value": auc, "interval": [low, high]}}
+
+    values = {"forget_kl": 1.0, "retain_exact_memorisation": 1.0}
+    retrained = measured(0.55, 0.45, 0.65, forget_kl=0.0)
+    found = judge(BEFORE, measured(0.92, 0.85, 0.97, **values), retrained, floor=FLOOR)
+    assert found.good is None
+    assert "still recognises" in found.headline
+    assert any("92% of the time, against 55%" in sentence for sentence in found.sentences)
+    hidden = judge(BEFORE, measured(0.6, 0.5, 0.7, **values), retrained, floor=FLOOR)
+    assert hidden.good is True
+    assert "recognises" not in hidden.headline
