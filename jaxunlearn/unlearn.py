@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxunlearn import tree
 from jaxunlearn.certificate import Certificate, certify
 from jaxunlearn.methods.method import Method
+from jaxunlearn.sharding.regions import replicate_scalars
 from jaxunlearn.transforms import CurvatureState
 from jaxunlearn.types import Key, Model, Params, UnlearnBatch
 
@@ -56,7 +57,7 @@ class StepInfo(NamedTuple):
 
 
 def init(method: Method, model: Model, params: Params, *, key: Key) -> UnlearnState:
-    """The state before the first step.
+    """The state before the first step, on the devices of `params`.
 
     It holds `params` themselves, not a copy: a step that donates its state consumes them.
     """
@@ -66,7 +67,8 @@ def init(method: Method, model: Model, params: Params, *, key: Key) -> UnlearnSt
                 f"params hold an array of dtype {leaf.dtype}, which has no gradient; keep integer buffers out of the "
                 "parameter tree (close over them in the model's functions)"
             )
-    return UnlearnState(jnp.int32(0), params, method.transform.init(tree.to_vector(params)), key)
+    state = UnlearnState(jnp.int32(0), params, method.transform.init(tree.to_vector(params)), key)
+    return replicate_scalars(state, params)
 
 
 def unlearn_step(

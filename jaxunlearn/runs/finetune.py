@@ -20,6 +20,8 @@ def finetune(settings: Finetune) -> Path:
     records.refuse_existing(settings.out)
     if settings.epochs < 1 or settings.batch_size < 1:
         raise ValueError(f"--epochs {settings.epochs}, --batch-size {settings.batch_size}: both must be at least 1")
+    if settings.learning_rate is not None and not settings.learning_rate > 0:
+        raise ValueError(f"--learning-rate {settings.learning_rate}: give a positive rate, or leave it out")
     encoded = reader(settings.model, settings.text).read(*settings.data)
     start = time.monotonic()
     with Reporter() as reporter:

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import PyTree
+from jax.sharding import Mesh
 
 from jaxunlearn import losses
 from jaxunlearn.data import Encoded, batches, shapes_of, steps_per_epoch
 from jaxunlearn.sharding import shard_batch
+from jaxunlearn.sharding.regions import replicate_scalars
 from jaxunlearn.tree import shard_like
 from jaxunlearn.types import Model, Params, TokenBatch
 
@@ -68,7 +68,7 @@ def fit(
     total = per_epoch * epochs
     warmup = min(warmup, total - 1)
     step = _step(model, learning_rate, weight_decay, warmup, total)
-    state = on_mesh((params, _optimizer(learning_rate, weight_decay, warmup, total).init(params)), mesh)
+    state = replicate_scalars((params, _optimizer(learning_rate, weight_decay, warmup, total).init(params)), params)
     shape = shape or shapes_of(encoded)
     history: list[float] = []
     steps, sums = 0, []
@@ -89,17 +89,6 @@ def fit(
         if facts and history[-1] <= stop_at_loss:
             break
     return Fitted(state[0], history, steps)
-
-
-def on_mesh(state: PyTree, mesh: Mesh | None) -> PyTree:
-    """A fresh state with its scalars on every device of `mesh`.
-
-    A step leaves them there, and a state that changed its place between two steps would be compiled for twice.
-    """
-    if mesh is None:
-        return state
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.device_put(x, everywhere) if x.ndim == 0 else x, state)
 
 
 def mean_nll(model: Model, params: Params, encoded: Sequence[Encoded], *, mesh: Mesh | None = None) -> float:

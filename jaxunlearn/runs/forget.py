@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 
 from jaxunlearn.data import Encoded, pair
 from jaxunlearn.methods import Method
-from jaxunlearn.runs.fit import on_mesh
 from jaxunlearn.runs.references import Stored
 from jaxunlearn.sharding import shard_batch
 from jaxunlearn.types import Model, Params
@@ -67,7 +66,7 @@ def forget(
         advance: called with the numbers of each step.
     """
     batch_size, retain_size = min(batch_size, len(forget_set)), min(retain_size, len(retain_set))
-    state = on_mesh(init(method, model, params, key=jax.random.key(seed)), mesh)
+    state = init(method, model, params, key=jax.random.key(seed))
     step = _compiled(method, model)
     history: list[dict[str, float]] = []
     info, stopped, products = None, "steps", 0

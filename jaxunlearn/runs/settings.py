@@ -23,6 +23,10 @@ class Devices:
 
         from jaxunlearn.sharding import make_mesh
 
+        for name in ("mesh_data", "mesh_fsdp", "mesh_tensor"):
+            least = 0 if name == "mesh_fsdp" else 1
+            if getattr(self, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least {least}")
         total = jax.device_count()
         rest = self.mesh_data * self.mesh_tensor
         fsdp = self.mesh_fsdp or max(total // rest, 1)

@@ -38,6 +38,20 @@ def auto(f: Callable[..., PyTree], *args: PyTree, like: PyTree | None = None) ->
     return jax.sharding.auto_axes(f, out_sharding=out)(*args)
 
 
+def replicate_scalars(state: PyTree, params: PyTree) -> PyTree:
+    """`state` with its scalars on every device of the mesh that `params` live on.
+
+    A jitted step leaves them there; a state whose scalars moved between the first step and the second would compile
+    the step twice. Nothing is done for traced values or without a mesh.
+    """
+    leaf = jax.tree.leaves(params)[0]
+    layout = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
+    if not isinstance(layout, NamedSharding) or layout.mesh.size == 1:
+        return state
+    everywhere = NamedSharding(layout.mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.device_put(x, everywhere) if x.ndim == 0 else x, state)
+
+
 def replicate(x: PyTree) -> PyTree:
     """`x` whole on every device of an explicit mesh; on Auto meshes the compiler moves what is needed."""
     mesh = explicit_mesh(x)
