@@ -28,3 +28,12 @@ def tofu() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real TOFU files, not found at {folder}")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs():
+    """A process that keeps every program it ever compiled runs out of memory maps, and XLA then crashes."""
+    yield
+    import jax
+
+    jax.clear_caches()
