@@ -1,9 +1,11 @@
 """`jaxunlearn finetune`: a checkpoint folder and records to a model that knows them."""
 
+import math
 import time
 from pathlib import Path
 
 from jaxunlearn import models
+from jaxunlearn.data import steps_per_epoch
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.fit import fit
 from jaxunlearn.runs.inputs import reader
@@ -28,7 +30,7 @@ def finetune(settings: Finetune) -> Path:
         mesh = settings.devices.mesh()
         model, params = models.load(settings.model, mesh=mesh)
         rate = settings.learning_rate or min(3e-3, 0.2 / model.source.config.hidden_size)
-        steps = settings.epochs * -(-len(encoded) // settings.batch_size)
+        steps = settings.epochs * steps_per_epoch(len(encoded), settings.batch_size)
         reporter.say(f"{len(encoded)} records, learning rate {rate:.1e}")
         with reporter.stage("fine-tuning", steps) as stage:
             done = fit(
@@ -43,6 +45,11 @@ def finetune(settings: Finetune) -> Path:
                 seed=settings.seed,
                 mesh=mesh,
                 advance=stage.advance,
+            )
+        if not math.isfinite(done.losses[-1]):
+            raise ValueError(
+                f"training diverged: the loss of epoch {len(done.losses)} is {done.losses[-1]}, so nothing was saved; "
+                f"give a --learning-rate below {rate:.1e}"
             )
         facts = {
             "records": len(encoded),

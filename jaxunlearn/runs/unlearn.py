@@ -61,6 +61,16 @@ def unlearn(settings: Unlearn) -> Path:
             )  # fmt: skip
         certificate = describe(done.info.certificate, done.info.curvature)
         reporter.say(certificate)
+        skipped = sum(not step["applied"] for step in done.history)
+        if skipped == len(done.history):
+            raise ValueError(
+                f"no step of {settings.method} was finite, so the model is unchanged and nothing was saved; raise the "
+                "damping, lower the step or learning rate, or check the model for NaN weights"
+            )
+        if skipped:
+            reporter.say(
+                f"[yellow]warning:[/yellow] {skipped} of {len(done.history)} steps were not finite and not applied"
+            )
         facts = _facts(method, done, stored, stop, time.monotonic() - start)
         inputs = {name: getattr(settings, name) for name in ("model", "forget", "retain", "holdout")}
         content = records.record("unlearn", settings, inputs, **facts)

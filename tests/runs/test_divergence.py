@@ -1,0 +1,34 @@
+"""A run whose numbers are not finite says so and saves nothing."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxunlearn import models
+from jaxunlearn.cli import main
+from jaxunlearn.runs.settings import Devices
+
+
+@pytest.fixture
+def broken(world, tmp_path, monkeypatch):
+    """A checkpoint whose weights are NaN; on one device, so that it compiles quickly."""
+    monkeypatch.setattr(Devices, "mesh", lambda self: None)
+    model, params = models.load(world.model)
+    nan = jax.tree.map(lambda x: x * jnp.nan, params)
+    models.save(tmp_path / "broken", model, nan, tokenizer=world.tokenizer)
+    return str(tmp_path / "broken")
+
+
+def test_unlearning_without_one_finite_step_saves_nothing(world, broken, tmp_path, capsys):
+    out = tmp_path / "out"
+    argv = ["unlearn", "--model", broken, "--forget", world.forget, "--retain", world.retain, "--out", str(out)]
+    assert main([*argv, "--method", "grad_ascent", "--steps", "1", "--stop-at-nll", "9"]) == 2
+    assert "no step of grad_ascent was finite" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_diverged_training_saves_nothing(world, broken, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["finetune", "--model", broken, "--data", world.forget, "--out", str(out), "--epochs", "1"]) == 2
+    assert "training diverged" in capsys.readouterr().err
+    assert not out.exists()
