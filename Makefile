@@ -2,11 +2,11 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-# torch, and the CUDA libraries its Linux build asks for, differ by machine: they carry no pinned hash.
+# torch, what is built beside it, and the CUDA libraries it asks for differ by machine: they carry no pinned hash.
 TORCH_BUILD := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cublas nvidia-cuda-cupti \
 	nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cudnn-cu13 nvidia-cufft nvidia-cufile nvidia-curand \
 	nvidia-cusolver nvidia-cusparse nvidia-cusparselt-cu13 nvidia-nccl-cu13 nvidia-nvjitlink \
-	nvidia-nvshmem-cu13 nvidia-nvtx
+	nvidia-nvshmem-cu13 nvidia-nvtx torchvision
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test lint doctest check bench lock clean
