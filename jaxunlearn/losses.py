@@ -2,13 +2,22 @@
 
 Everything is computed in f32 from logits of any dtype. A target's log-probability is picked by comparison with an
 iota, not by a gather: the compiler fuses it into the softmax and it shards along the vocabulary for free.
+
+At the vocabularies of language models the logits, their probabilities and the tangents of both dominate memory. Where
+the model says how to apply its head (`Model.head`), losses are sums over chunks of places, each of which makes its
+logits and forgets them: a gradient or a curvature product recomputes them in its backward pass, which costs no
+product that it would not have made, since the value of the loss is not asked for there.
 """
+
+import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
-from jaxunlearn.types import Batch, Model, Params, Predictions, TopK
+from jaxunlearn.accumulate import sum_over
+from jaxunlearn.types import Batch, Model, Params, Places, Predictions, TopK
 
 
 def log_probs(predictions: Predictions) -> Float[Array, "B P V"]:
@@ -27,9 +36,51 @@ def token_nll(predictions: Predictions) -> Float[Array, "B P"]:
 
 def example_nll(model: Model, params: Params, batch: Batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     """Per example: the sum of NLL over its loss tokens (nats) and their total weight."""
-    predictions = batch.predict(model, params)
-    weights = predictions.weights
-    return jnp.sum(weights * token_nll(predictions), axis=-1), jnp.sum(weights, axis=-1)
+
+    def sums(predictions: Predictions) -> tuple[Array, Array]:
+        weights = predictions.weights
+        return jnp.sum(weights * token_nll(predictions), axis=-1), jnp.sum(weights, axis=-1)
+
+    return over_places(sums, model, params, batch)
+
+
+def over_places(f: Callable[..., PyTree], model: Model, params: Params, batch: Batch, *others: PyTree) -> PyTree:
+    """`f(predictions, *others)` where f sums over places, taken in chunks of at most `model.head_rows` rows.
+
+    Args:
+        f: maps predictions (and the same places of `others`) to sums over them; sums of chunks are added.
+        model: chunks are taken where it has a `head`.
+        others: pytrees with leaves [B, P, ...], one entry for each place.
+    """
+    if model.head is None or not hasattr(batch, "places"):
+        return f(batch.predict(model, params), *others)
+
+    def piece(places: Places, *rest: PyTree) -> PyTree:
+        return f(Predictions(model.head(params, places.hidden), places.targets, places.weights), *rest)
+
+    return in_chunks(piece, model.head_rows, batch.places(model, params), *others)
+
+
+def in_chunks(f: Callable[..., PyTree], rows: int | None, *places: PyTree) -> PyTree:
+    """`f(*places)` as a sum over chunks of places of at most `rows` rows, each rematerialised in a backward pass.
+
+    Args:
+        f: sums over the second axis of its arguments; must give nothing for places whose entries are all 0.
+        rows: most rows (axis 0 times axis 1) of a chunk, and at least one place; `None` takes all at once.
+        places: pytrees with leaves [B, P, ...]; P is padded with zeros to a multiple of the chunk.
+    """
+    B, P = jax.tree.leaves(places)[0].shape[:2]
+    size = P if rows is None else max(1, min(P, rows // B))
+    number = math.ceil(P / size)
+    if number == 1:
+        return f(*places)
+    size = math.ceil(P / number)
+
+    def split(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), (0, number * size - P), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(padded.reshape(B, number, size, *x.shape[2:]), 1, 0)
+
+    return sum_over(jax.checkpoint(lambda chunk: f(*chunk), prevent_cse=False), jax.tree.map(split, places))
 
 
 def nll(model: Model, params: Params, batch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:

@@ -49,6 +49,37 @@ class LinearOperator:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A square root `S` of a positive semidefinite operator, `A = S S^T`, as a map from a dual space.
+
+    With `eps` standard normal in the dual space, `S eps` has covariance A, at the cost of half a product.
+
+    Attributes:
+        forward: `c -> S c`, from a dual tree to an f32 tree with the shapes and shardings of `like`.
+        transpose: `v -> S^T v`, the other way.
+        like: a tree (usually the parameters) that gives shapes and shardings.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> S = Factor(lambda c: jnp.array([2.0, 1.0]) * c, lambda v: jnp.array([2.0, 1.0]) @ v, like=jnp.zeros(2))
+        >>> S.operator()(jnp.array([1.0, 0.0])).tolist()  # [2, 1] [2, 1]^T
+        [4.0, 2.0]
+    """
+
+    forward: Callable[[PyTree], PyTree]
+    transpose: Callable[[PyTree], PyTree]
+    like: PyTree
+
+    def operator(self) -> LinearOperator:
+        """`S S^T`."""
+        return LinearOperator(lambda v: self.forward(self.transpose(v)), self.like, psd=True)
+
+    def sample(self, key: Array) -> PyTree:
+        """`S eps` with `eps` standard normal: a draw from the normal distribution of covariance `S S^T`."""
+        return self.forward(tree.normal_like(key, self.transpose(tree.zeros_like(self.like))))
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ScaledIdentity(LinearOperator):
     """`c I`, closed under damping and powers."""
@@ -67,9 +98,10 @@ def identity(like: PyTree, c: Float[Array, ""] | float = 1.0) -> ScaledIdentity:
     return ScaledIdentity(lambda v: tree.scale(c, v), like, True, c=c)
 
 
-def scaled(c: Float[Array, ""] | float, A: LinearOperator, *, psd: bool = False) -> LinearOperator:
-    """`c A`; say `psd=True` when A is and `c >= 0`."""
-    return LinearOperator(lambda v: tree.scale(c, A(v)), A.like, psd)
+def scaled(c: Float[Array, ""] | float, A: LinearOperator, *, psd: bool | None = None) -> LinearOperator:
+    """`c A`. A traced `c` has no known sign: say `psd=True` when A is and `c >= 0`."""
+    known = isinstance(c, int | float) and c >= 0
+    return LinearOperator(lambda v: tree.scale(c, A(v)), A.like, A.psd and known if psd is None else psd)
 
 
 def summed(*terms: LinearOperator) -> LinearOperator:
@@ -86,6 +118,29 @@ def summed(*terms: LinearOperator) -> LinearOperator:
     return LinearOperator(mv, terms[0].like, all(term.psd for term in terms))
 
 
+def difference(A: LinearOperator, B: LinearOperator, weight: Float[Array, ""] | float = 1.0) -> LinearOperator:
+    """`A - weight B`, for example the curvature of retain less that of forget. Never known to be semidefinite."""
+    return LinearOperator(lambda v: tree.axpy(-weight, B(v), A(v)), A.like)
+
+
+def pooled(*terms: tuple[LinearOperator, Float[Array, ""] | float]) -> LinearOperator:
+    """`sum_i n_i A_i / sum_i n_i`: the mean over a union of data sets from the means `A_i` over `n_i` loss tokens.
+
+    A negative count removes a data set from one that contains it, exactly: with `D = D_r + D_f`,
+    `pooled((H_D, n_D), (H_f, -n_f))` is `H_r`, the curvature of a retain set that is not at hand.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> A, B = identity(jnp.zeros(2), 1.0), identity(jnp.zeros(2), 4.0)
+        >>> pooled((A, 20), (B, 10))(jnp.ones(2)).tolist()
+        [2.0, 2.0]
+    """
+    total = sum(n for _, n in terms)
+    if isinstance(total, int | float) and total <= 0:
+        raise ValueError(f"pooled(): the counts add to {total}; a mean needs a positive number of loss tokens")
+    return summed(*(scaled(n / total, A) for A, n in terms))
+
+
 def restricted(A: LinearOperator, mask: PyTree) -> LinearOperator:
     """`M A M` with `M = diag(mask)`: the block of A on the parameters where `mask` is 1."""
 
@@ -93,6 +148,24 @@ def restricted(A: LinearOperator, mask: PyTree) -> LinearOperator:
         return jax.tree.map(lambda a, m: jnp.where(m, a, jnp.zeros_like(a)), v, mask)
 
     return LinearOperator(lambda v: keep(A(keep(v))), A.like, A.psd)
+
+
+def block_product(A: LinearOperator, V: PyTree, batch_size: int | None = None) -> PyTree:
+    """`A V` for k vectors stacked along a leading axis of every leaf; the result is laid out like V.
+
+    Args:
+        A: an operator on single vectors.
+        V: leaves [k, ...].
+        batch_size: vectors multiplied at once. They share whatever does not depend on them (the forward pass of a
+            curvature product) at `batch_size` times the memory of one product's tangents; `None` takes one at a time.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> A = LinearOperator(lambda v: jnp.array([1.0, 2.0]) * v, like=jnp.zeros(2))
+        >>> block_product(A, jnp.array([[1.0, 1.0], [3.0, 0.5]]), batch_size=2).tolist()
+        [[1.0, 2.0], [3.0, 1.0]]
+    """
+    return tree.shard_like(jax.lax.map(A, V, batch_size=batch_size), V)
 
 
 def to_dense(A: LinearOperator) -> Float[Array, "d d"]:

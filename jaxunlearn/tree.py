@@ -96,6 +96,24 @@ def normal_like(key: Array, x: Tree) -> Tree:
     return shard_like(jax.tree.unflatten(structure, noise), x)
 
 
+def rademacher_like(key: Array, x: Tree) -> Tree:
+    """Independent random signs, +1 or -1, with the structure and the sharding of `x`, f32.
+
+    Of all probes with independent entries of mean 0 and variance 1 they give Hutchinson's trace estimator its smallest
+    variance, because `u_i^2 = 1` leaves no noise from the diagonal.
+
+    Example:
+        >>> import jax
+        >>> u = rademacher_like(jax.random.key(0), {"a": jnp.zeros(3), "b": jnp.zeros((2, 2), jnp.bfloat16)})
+        >>> float(vdot(u, u)), u["b"].dtype.name
+        (7.0, 'float32')
+    """
+    leaves, structure = jax.tree.flatten(x)
+    keys = jax.random.split(key, len(leaves))
+    signs = [_rademacher(k, leaf) for k, leaf in zip(keys, leaves, strict=True)]
+    return shard_like(jax.tree.unflatten(structure, signs), x)
+
+
 def all_finite(x: Tree) -> Array:
     """True when no entry is NaN or infinite."""
     return jax.tree.reduce(operator.and_, jax.tree.map(lambda a: jnp.all(jnp.isfinite(a)), x), jnp.array(True))
@@ -115,6 +133,11 @@ def _normal(key: Array, leaf: Array) -> Array:
     if _is_auto(leaf):
         return jax.random.normal(key, leaf.shape, _wide_dtype(leaf))
     return jax.random.normal(key, leaf.shape, _wide_dtype(leaf), out_sharding=jax.typeof(leaf).sharding)
+
+
+def _rademacher(key: Array, leaf: Array) -> Array:
+    place = None if _is_auto(leaf) else jax.typeof(leaf).sharding
+    return jax.random.rademacher(key, leaf.shape, _wide_dtype(leaf), out_sharding=place)
 
 
 def _is_auto(leaf: Array) -> bool:

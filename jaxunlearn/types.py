@@ -30,6 +30,20 @@ class Predictions(NamedTuple):
     weights: Float[Array, "B P"]
 
 
+class Places(NamedTuple):
+    """What the head of a model is applied to: hidden states at the places that may carry loss.
+
+    Attributes:
+        hidden: normalised inputs of the head, shape [B, P, D].
+        targets: the token that was really there, shape [B, P].
+        weights: loss weight of each place, f32, 0 where there is none, shape [B, P].
+    """
+
+    hidden: Float[Array, "B P D"]
+    targets: Int[Array, "B P"]
+    weights: Float[Array, "B P"]
+
+
 class Model(NamedTuple):
     """A model as pure functions of its parameters; hashable, so it can be a static argument of `jax.jit`.
 
@@ -39,12 +53,17 @@ class Model(NamedTuple):
             (`None`: the normalised input of the head).
         logits_at: optional `(params, tokens, positions) -> [B, P, V]`, equal to `logits` gathered at `positions`
             but applying the head to those places only.
+        head: optional `(params, hidden [B, P, D]) -> [B, P, V]`, so that `logits` is `head` of `hidden`; losses and
+            curvature then never hold more than `head_rows` rows of logits.
+        head_rows: most rows (examples times places) that the head is applied to at once; `None` means all.
         source: whatever `save` needs to write the model back (hashable; `None` for a hand-written model).
     """
 
     logits: Callable[..., Array]
     hidden: Callable[..., Array] | None = None
     logits_at: Callable[..., Array] | None = None
+    head: Callable[..., Array] | None = None
+    head_rows: int | None = None
     source: Any = None
 
 
@@ -76,17 +95,29 @@ class TokenBatch(NamedTuple):
     positions: Int[Array, "B P"] | None = None
 
     def predict(self, model: Model, params: Params) -> Predictions:
-        if self.positions is None:
-            logits = model.logits(params, self.tokens)[:, :-1]
-            return Predictions(logits, self.tokens[:, 1:], self.loss_mask[:, 1:].astype(jnp.float32))
-        before = jnp.maximum(self.positions - 1, 0)
-        if model.logits_at is not None:
+        """Logits, targets and weights at every place that may carry loss: P of them, or T without `positions`."""
+        before = None if self.positions is None else jnp.maximum(self.positions - 1, 0)
+        if before is not None and model.logits_at is not None:
             logits = model.logits_at(params, self.tokens, before)
         else:
-            logits = jnp.take_along_axis(model.logits(params, self.tokens), before[..., None], axis=1)
+            logits = _at(model.logits(params, self.tokens), before)
+        return Predictions(logits, *self._labels())
+
+    def places(self, model: Model, params: Params) -> Places:
+        """The same places before the head; `model.head` of their hidden states gives the logits of `predict`."""
+        before = None if self.positions is None else jnp.maximum(self.positions - 1, 0)
+        return Places(_at(model.hidden(params, self.tokens), before), *self._labels())
+
+    def _labels(self) -> tuple[Array, Array]:
+        if self.positions is None:
+            # What follows the last token is unknown. Its place stays, with weight 0: cutting it off would copy the
+            # logits of all the others.
+            last = jnp.zeros_like(self.loss_mask[:, :1])
+            weights = jnp.concatenate([self.loss_mask[:, 1:], last], axis=1)
+            return jnp.roll(self.tokens, -1, axis=1), weights.astype(jnp.float32)
         targets = jnp.take_along_axis(self.tokens, self.positions, axis=1)
         weights = jnp.take_along_axis(self.loss_mask, self.positions, axis=1).astype(jnp.float32)
-        return Predictions(logits, targets, jnp.where(self.positions > 0, weights, 0.0))
+        return targets, jnp.where(self.positions > 0, weights, 0.0)
 
 
 class LabelledBatch(NamedTuple):
@@ -142,6 +173,10 @@ class UnlearnBatch(NamedTuple):
     retain: Any = None
     alternative: Any = None
     reference: Reference | None = None
+
+
+def _at(x: Float[Array, "B T _"], index: Int[Array, "B P"] | None) -> Float[Array, "B P _"]:
+    return x if index is None else jnp.take_along_axis(x, index[..., None], axis=1)
 
 
 def examples_in(batch: Any) -> int:

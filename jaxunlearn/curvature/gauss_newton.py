@@ -6,21 +6,41 @@ It is positive semidefinite, equals the Fisher information of the model's own pr
 second-order prediction of `KL(before || after)` per loss token when the parameters move by d: the natural measure of
 what a step costs the retain set. The softmax Hessian `u -> p*u - p <p, u>` is applied analytically in f32.
 
+The body of the model is linearised once, when the operator is built: every product pushes a tangent through that
+linear map and pulls back through its transpose, so products in a loop never repeat the forward pass. Logits are made
+chunk by chunk of places, three of their kind at a time (`losses.in_chunks`).
+
 References: Schraudolph, Neural Computation 2002; Martens, "New insights and perspectives on the natural gradient
 method", JMLR 2020.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from jaxunlearn import tree
-from jaxunlearn.curvature.accumulate import accumulate
+from jaxunlearn import losses, tree
+from jaxunlearn.accumulate import accumulate
+from jaxunlearn.curvature.forward_mode import check_forward_mode
 from jaxunlearn.operators import LinearOperator
 from jaxunlearn.types import Batch, Model, Params, Predictions
+
+
+class Parts(NamedTuple):
+    """A model as a body and a head.
+
+    Attributes:
+        body: `(params, batch) -> (hidden [B, P, D], weights [B, P])`.
+        head: `(params, hidden) -> logits [B, P, V]`.
+        rows: most rows of logits at once; `None` means all.
+    """
+
+    body: Callable[[Params, PyTree], tuple[Array, Array]]
+    head: Callable[[Params, Array], Array]
+    rows: int | None = None
 
 
 def gauss_newton(
@@ -36,7 +56,11 @@ def gauss_newton(
         predict: gives logits and loss weights; differentiated in both modes.
         params: point of linearisation; vectors are cast to its dtypes for the product.
         batch: pytree with the example axis first.
-        microbatch: examples per accumulation step; `None` takes the batch whole.
+        microbatch: examples per accumulation step, each linearised anew in every product; `None` takes the batch
+            whole and linearises once.
+
+    Raises:
+        ForwardModeError: naming a function without a forward rule, while tracing.
 
     Example:
         >>> import jax.numpy as jnp
@@ -46,24 +70,19 @@ def gauss_newton(
         >>> G(jnp.array([[1.0, 0.0]])).tolist()  # p = (1/2, 1/2): diag(p) - p p^T = [[1/4, -1/4], [-1/4, 1/4]]
         [[0.25, -0.25]]
     """
+    return _operator(_parts_of(predict), params, batch, microbatch)
 
-    def mv(v: PyTree) -> PyTree:
-        tangent = tree.cast_like(v, params)
 
-        def product(chunk: PyTree) -> tuple[PyTree, Array]:
-            def logits(p: Params) -> tuple[Array, Array]:
-                predictions = predict(p, chunk)
-                return predictions.logits, predictions.weights
-
-            z, pullback, weights = jax.vjp(logits, params, has_aux=True)
-            _, dz = jax.jvp(lambda p: logits(p)[0], (params,), (tangent,))
-            (gv,) = pullback(softmax_hessian(z, dz, weights).astype(z.dtype))
-            return tree.to_vector(gv), jnp.sum(weights)
-
-        gv, count = accumulate(product, batch, microbatch)
-        return tree.shard_like(tree.scale(1.0 / count, gv), params)
-
-    return LinearOperator(mv, params, psd=True)
+def gauss_newton_product(
+    predict: Callable[[Params, PyTree], Predictions],
+    params: Params,
+    batch: PyTree,
+    v: PyTree,
+    *,
+    microbatch: int | None = None,
+) -> tuple[PyTree, Array]:
+    """`(G_sum v, count)`, f32, with `G_sum` that of the loss *sum*: products of several batches add up."""
+    return _product(_parts_of(predict), params, batch, v, microbatch)
 
 
 def softmax_hessian(logits: Array, u: Array, weights: Array) -> Array:
@@ -81,4 +100,72 @@ class GaussNewton:
     microbatch: int | None = None
 
     def __call__(self, model: Model, params: Params, batch: Batch) -> LinearOperator:
-        return gauss_newton(lambda p, b: b.predict(model, p), params, batch, microbatch=self.microbatch)
+        return _operator(_parts(model, batch), params, batch, self.microbatch)
+
+    def product(self, model: Model, params: Params, batch: Batch, v: PyTree) -> tuple[PyTree, Array]:
+        """`(G_sum v, number of loss tokens)`: see `gauss_newton_product`."""
+        return _product(_parts(model, batch), params, batch, v, self.microbatch)
+
+
+def _parts(model: Model, batch: Batch) -> Parts:
+    if model.head is None or not hasattr(batch, "places"):
+        return _parts_of(lambda params, chunk: chunk.predict(model, params))
+
+    def body(params: Params, chunk: Batch) -> tuple[Array, Array]:
+        places = chunk.places(model, params)
+        return places.hidden, places.weights
+
+    return Parts(body, model.head, model.head_rows)
+
+
+def _parts_of(predict: Callable[[Params, PyTree], Predictions]) -> Parts:
+    def body(params: Params, chunk: PyTree) -> tuple[Array, Array]:
+        predictions = predict(params, chunk)
+        return predictions.logits, predictions.weights
+
+    return Parts(body, lambda params, logits: logits)
+
+
+def _operator(parts: Parts, params: Params, batch: PyTree, microbatch: int | None) -> LinearOperator:
+    once = None if microbatch else _linearised(parts, params, batch)
+
+    def mv(v: PyTree) -> PyTree:
+        gv, n = _product(parts, params, batch, v, microbatch) if once is None else (once[0](v), once[1])
+        return tree.shard_like(tree.scale(1.0 / jnp.where(n > 0, n, 1.0), gv), params)
+
+    return LinearOperator(mv, params, psd=True)
+
+
+def _product(parts: Parts, params: Params, batch: PyTree, v: PyTree, microbatch: int | None) -> tuple[PyTree, Array]:
+    def one(chunk: PyTree) -> tuple[PyTree, Array]:
+        linear, count = _linearised(parts, params, chunk)
+        return linear(v), count
+
+    gv, count = accumulate(one, batch, microbatch)
+    return tree.shard_like(gv, params), count
+
+
+def _linearised(parts: Parts, params: Params, batch: PyTree) -> tuple[Callable[[PyTree], PyTree], Array]:
+    """`v -> G_sum v` with the forward pass of the body done, and the number of loss tokens."""
+    check_forward_mode(lambda p: parts.body(p, batch)[0], params)
+    hidden, push, weights = jax.linearize(lambda p: parts.body(p, batch), params, has_aux=True)
+    pull = jax.linear_transpose(push, params)
+
+    def product(v: PyTree) -> PyTree:
+        tangent = tree.cast_like(v, params)
+
+        def inner(p: Params, h: Array) -> Array:
+            """Its gradient is `d logits^T c` with c the softmax Hessian of the logits' tangent, held constant."""
+
+            def piece(h: Array, dh: Array, w: Array) -> Array:
+                z, dz = jax.jvp(parts.head, (p, h), (tangent, dh))
+                c = jax.lax.stop_gradient(softmax_hessian(z, dz, w))
+                return jnp.sum(c * z)
+
+            return losses.in_chunks(piece, parts.rows, h, push(tangent), weights)
+
+        of_head, of_hidden = jax.grad(inner, argnums=(0, 1))(params, hidden)
+        (of_body,) = pull(of_hidden)
+        return jax.tree.map(lambda a, b: tree.to_vector(a) + tree.to_vector(b), of_head, of_body)
+
+    return product, jnp.sum(weights)

@@ -10,6 +10,7 @@ from jaxunlearn.models.generation import generate
 from jaxunlearn.models.initialization import init
 from jaxunlearn.models.loading import load, resolve
 from jaxunlearn.models.saving import save
+from jaxunlearn.models.segments import join_layers, split_layers
 from jaxunlearn.models.specs import ParamSpec, param_specs
 from jaxunlearn.models.tokenization import load_tokenizer
 
@@ -22,10 +23,12 @@ __all__ = [
     "from_nnx",
     "generate",
     "init",
+    "join_layers",
     "load",
     "load_tokenizer",
     "param_specs",
     "read_config",
     "resolve",
     "save",
+    "split_layers",
 ]

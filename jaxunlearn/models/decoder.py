@@ -17,10 +17,10 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxunlearn import taps
 from jaxunlearn.models.attention import causal_attention, masked_attention
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.rope import rotate, rotation
-from jaxunlearn.models.specs import param_specs
 from jaxunlearn.sharding import constrain
 
 BATCH_ONLY = ("batch", None, None)
@@ -54,11 +54,11 @@ class Part(nnx.Module):
 
 
 class DecoderModule(nnx.Module):
-    """The decoder, with its parameters at the paths of `param_specs(config)`.
+    """The decoder, with its parameters at the paths of `param_specs(config)`, its layers in one stack or in several.
 
     Args:
         config: the architecture.
-        leaves: one array (or shape) a row of `param_specs(config)`.
+        leaves: an array (or shape) for each path; see `models.segments` for layers in several stacks.
         mesh: mesh for layout constraints; None on one device.
         attention: "auto", "xla" or "blockwise".
         remat: what the backward pass of a block keeps: "dots" (outputs of projections), "full" (nothing but its
@@ -68,20 +68,20 @@ class DecoderModule(nnx.Module):
     def __init__(
         self,
         config: DecoderConfig,
-        leaves: list[Any],
+        leaves: dict[tuple[str, ...], Any],
         *,
         mesh: Mesh | AbstractMesh | None = None,
         attention: str = "auto",
         remat: str = "dots",
     ):
         self.config, self.mesh, self.attention, self.remat = config, mesh, attention, remat
-        for spec, leaf in zip(param_specs(config), leaves, strict=True):
+        for path, leaf in leaves.items():
             node = self
-            for key in spec.path[:-1]:
+            for key in path[:-1]:
                 if not hasattr(node, key):
                     setattr(node, key, Part())
                 node = getattr(node, key)
-            setattr(node, spec.path[-1], nnx.Param(leaf))
+            setattr(node, path[-1], nnx.Param(leaf))
 
     def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         return self.head(self.hidden(tokens))
@@ -98,8 +98,13 @@ class DecoderModule(nnx.Module):
 
         if self.remat != "none":
             block = jax.checkpoint(block, policy=POLICIES[self.remat], prevent_cse=False)
-        layers = self.layers if layer is None else jax.tree.map(lambda leaf: leaf[:layer], self.layers)
-        x, _ = jax.lax.scan(block, self._embed(tokens), layers)
+        x, below = self._embed(tokens), 0
+        for stack in self._stacks():
+            if layer is not None:
+                wanted = max(layer - below, 0)
+                stack = jax.tree.map(lambda leaf, n=wanted: leaf[:n], stack)
+            x, _ = jax.lax.scan(block, x, stack)
+            below += jax.tree.leaves(stack)[0].shape[0]
         return self._norm(x, self.norm) if layer is None else x
 
     def empty_cache(self, padding: Int[Array, " B"], slots: int) -> Cache:
@@ -136,42 +141,49 @@ class DecoderModule(nnx.Module):
 
             return self._block(x, weights, rotary, attend)
 
-        x, (keys, values) = jax.lax.scan(block, self._embed(tokens), (self.layers, cache.keys, cache.values))
+        layers = jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *self._stacks())
+        x, (keys, values) = jax.lax.scan(block, self._embed(tokens), (layers, cache.keys, cache.values))
         logits = self.head(self._norm(x[:, -1:], self.norm))[:, 0]
         return logits, cache._replace(keys=keys, values=values, length=cache.length + T)
 
     def head(self, x: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
         """Logits in f32 from normalised hidden states."""
-        if self.config.tie_word_embeddings:
-            logits = _product(x, constrain(self.embed_tokens.embedding[...], ("vocab", None), self.mesh), 1)
-        else:
-            logits = _product(x, constrain(self.lm_head.kernel[...], (None, "vocab"), self.mesh), 0)
+        tied = self.config.tie_word_embeddings
+        kernel = self.embed_tokens.embedding[...] if tied else self.lm_head.kernel[...]
+        layout = ("vocab", None) if tied else (None, "vocab")
+        logits = _product(x, constrain(taps.value(kernel), layout, self.mesh), 1 if tied else 0)
+        (logits,) = taps.products(x, (logits,), (kernel,), transposed=tied)
         return constrain(logits, BATCH_ONLY, self.mesh)
+
+    def _stacks(self) -> list[Part]:
+        """The stacks of layers, from the bottom up."""
+        names = [str(i) for i in range(len(vars(self.layers))) if hasattr(self.layers, str(i))]
+        return [getattr(self.layers, name) for name in names] or [self.layers]
 
     def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         # A table split along its width would be gathered whole for each look-up; split along the vocabulary it is not.
-        table = constrain(self.embed_tokens.embedding[...], ("vocab", None), self.mesh)
-        return constrain(table[tokens], BATCH_ONLY, self.mesh)
+        node = self.embed_tokens.embedding[...]
+        table = constrain(taps.value(node), ("vocab", None), self.mesh)
+        return constrain(taps.looked_up(tokens, table[tokens], node), BATCH_ONLY, self.mesh)
 
     def _block(self, x: Array, weights: Part, rotary: tuple[Array, Array], attend: Callable) -> tuple[Array, Any]:
         heads = (*x.shape[:2], -1, self.config.head_dim)
         attention = weights.self_attn
         h = self._norm(x, weights.input_layernorm)
-        q = rotate(_linear(h, attention.q_proj).reshape(heads), *rotary)
-        k = rotate(_linear(h, attention.k_proj).reshape(heads), *rotary)
-        v = _linear(h, attention.v_proj).reshape(heads)
+        q, k, v = (y.reshape(heads) for y in _linears(h, attention.q_proj, attention.k_proj, attention.v_proj))
+        q, k = rotate(q, *rotary), rotate(k, *rotary)
         out, kept = attend(q, k, v)
-        x = x + _linear(out.reshape(*x.shape[:2], -1), attention.o_proj)
+        x = x + _linears(out.reshape(*x.shape[:2], -1), attention.o_proj)[0]
         mlp = weights.mlp
         h = self._norm(x, weights.post_attention_layernorm)
-        gate = ACTIVATIONS[self.config.hidden_act](_linear(h, mlp.gate_proj))
-        x = x + _linear(gate * _linear(h, mlp.up_proj), mlp.down_proj)
+        gate, up = _linears(h, mlp.gate_proj, mlp.up_proj)
+        x = x + _linears(ACTIVATIONS[self.config.hidden_act](gate) * up, mlp.down_proj)[0]
         return constrain(x, BATCH_ONLY, self.mesh), kept
 
     def _norm(self, x: Array, part: Part) -> Array:
         wide = x.astype(_wide(x.dtype))
         unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.config.rms_norm_eps)
-        return (unit.astype(x.dtype) * part.scale[...]).astype(x.dtype)
+        return taps.scale(unit.astype(x.dtype), part.scale[...]).astype(x.dtype)
 
 
 def _product(x: Float[Array, "... i"], matrix: Float[Array, "_ _"], axis: int) -> Float[Array, "... o"]:
@@ -183,11 +195,16 @@ def _product(x: Float[Array, "... i"], matrix: Float[Array, "_ _"], axis: int) -
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
-def _linear(x: Float[Array, "... i"], part: Part) -> Float[Array, "... o"]:
-    out = _product(x, part.kernel[...], 0)
-    if hasattr(part, "bias"):
-        out = out + part.bias[...]
-    return out.astype(x.dtype)
+def _linears(x: Float[Array, "... i"], *parts: Part) -> tuple[Float[Array, "... o"], ...]:
+    """The projections of one input; curvature factors of the input are taken once for all of them."""
+    kernels = tuple(part.kernel[...] for part in parts)
+    outs = []
+    for part, kernel in zip(parts, kernels, strict=True):
+        out = _product(x, taps.value(kernel), 0)
+        if hasattr(part, "bias"):
+            out = taps.shift(out, part.bias[...])
+        outs.append(out.astype(x.dtype))
+    return taps.products(x, tuple(outs), kernels)
 
 
 def _visible(slots: Int[Array, " T"], cache: Cache) -> Bool[Array, "B T S"]:

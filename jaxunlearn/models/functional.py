@@ -8,9 +8,10 @@ On a mesh with Explicit axes each function runs as an island of Auto axes: the c
 arguments keep their typed shardings, and its result is typed as split over the batch.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Float, Int
 
+from jaxunlearn import taps
 from jaxunlearn.models.attention import IMPLEMENTATIONS
 from jaxunlearn.models.config import DecoderConfig
-from jaxunlearn.models.specs import at, nest, param_specs
-from jaxunlearn.sharding import constrain, is_explicit, named_sharding
+from jaxunlearn.models.segments import cut_specs, stack_sizes
+from jaxunlearn.models.specs import ParamSpec, at, nest, param_specs
+from jaxunlearn.sharding import DEFAULT_RULES, constrain, is_explicit, named_sharding
 from jaxunlearn.types import Model, Params
 
 REMAT = ("dots", "full", "none")
+HEAD_ROWS = 1024  # enough for a matrix product to run at full speed
 
 
 @dataclass(frozen=True)
@@ -38,16 +42,19 @@ class Decoder:
         attention: "auto" (blockwise above 512 tokens), "xla" or "blockwise".
         remat: what a block keeps for its backward pass: "dots" (outputs of projections), "full" (nothing but its
             input, least memory) or "none" (everything, least time).
+        head_rows: most rows (examples times places, on each device) the head is applied to at once in losses and
+            curvature, which bounds the logits they hold; None for all at once.
         folder: the checkpoint it came from, whose tokenizer files `save` copies; not part of its identity.
 
     Raises:
-        ValueError: naming an unknown `attention` or `remat`.
+        ValueError: naming an unknown `attention` or `remat`, or `head_rows` below 1.
     """
 
     config: DecoderConfig
     mesh: Mesh | None = None
     attention: str = "auto"
     remat: str = "dots"
+    head_rows: int | None = HEAD_ROWS
     folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self):
@@ -55,6 +62,8 @@ class Decoder:
             raise ValueError(f"attention={self.attention!r}; choose one of {', '.join(IMPLEMENTATIONS)}")
         if self.remat not in REMAT:
             raise ValueError(f"remat={self.remat!r}; choose one of {', '.join(REMAT)}")
+        if self.head_rows is not None and self.head_rows < 1:
+            raise ValueError(f"head_rows={self.head_rows}; give at least 1 row, or None for all at once")
 
     def logits(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """Unnormalised log-probabilities of the next token at every place, nats, f32."""
@@ -80,6 +89,10 @@ class Decoder:
         if layer is not None and not 0 <= layer <= L:
             raise ValueError(f"layer={layer}; this model has layers 0 (the embedding) to {L}, or None")
         return self.run(lambda module, tokens: module.hidden(tokens, layer), params, tokens)
+
+    def head(self, params: Params, hidden: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
+        """Logits of hidden states that `hidden` returned."""
+        return self.run(lambda module, hidden: module.head(hidden), params, hidden)
 
     def run(self, function: Callable, params: Params, *batch: Array, out_axes: tuple = ("batch", None, None)) -> Array:
         """`function(module, *batch)`; its result, of rank `len(out_axes)`, is split over the batch axes of the mesh."""
@@ -114,30 +127,34 @@ def as_model(decoder: Decoder) -> Model:
         >>> as_model(Decoder(config)) == as_model(Decoder(config))
         True
     """
-    functions = {name: _Function(decoder, name) for name in ("logits", "hidden", "logits_at")}
-    return Model(**functions, source=decoder)
+    functions = {name: _Function(decoder, name) for name in ("logits", "hidden", "logits_at", "head")}
+    rows = decoder.head_rows
+    if rows is not None and decoder.mesh is not None:
+        rows *= math.prod(decoder.mesh.shape.get(axis, 1) for axis in DEFAULT_RULES.batch)
+    return Model(**functions, head_rows=rows, source=decoder)
 
 
 @lru_cache(maxsize=64)
-def _graph(decoder: Decoder, mesh: Mesh | AbstractMesh | None) -> Any:
+def _graph(decoder: Decoder, mesh: Mesh | AbstractMesh | None, specs: tuple[ParamSpec, ...]) -> Any:
     from flax import nnx
 
     from jaxunlearn.models.decoder import DecoderModule
 
-    shapes = [jax.ShapeDtypeStruct(spec.shape, jnp.float32) for spec in param_specs(decoder.config)]
-    module = DecoderModule(decoder.config, shapes, mesh=mesh, attention=decoder.attention, remat=decoder.remat)
+    leaves = {spec.path: jax.ShapeDtypeStruct(spec.shape, jnp.float32) for spec in specs}
+    module = DecoderModule(decoder.config, leaves, mesh=mesh, attention=decoder.attention, remat=decoder.remat)
     return nnx.split(module)[0]
 
 
 def _merge(decoder: Decoder, mesh: Mesh | AbstractMesh | None, params: Params) -> Any:
     from flax import nnx
 
+    specs = cut_specs(param_specs(decoder.config), stack_sizes(params))
     if mesh is not None:
         # A layout constraint is its own derivative and its own transpose: constrained here, gradients and
         # Hessian-vector products come out laid out like the parameters, without anyone having to ask.
-        specs = param_specs(decoder.config)
-        params = nest(specs, [constrain(at(params, spec), spec.axes, mesh) for spec in specs])
-    return nnx.merge(_graph(decoder, mesh), params)
+        lay_out = partial(taps.lay_out, partial(constrain, mesh=mesh))
+        params = nest(specs, [lay_out(at(params, spec), spec.axes) for spec in specs])
+    return nnx.merge(_graph(decoder, mesh, specs), params)
 
 
 def _explicit_mesh(params: Params) -> AbstractMesh | None:

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxunlearn.models.config import DecoderConfig
-from jaxunlearn.models.functional import Decoder, as_model
+from jaxunlearn.models.functional import HEAD_ROWS, Decoder, as_model
 from jaxunlearn.models.specs import ParamSpec, nest, param_specs
 from jaxunlearn.sharding import named_sharding
 from jaxunlearn.types import Key, Model, Params
@@ -29,6 +29,7 @@ def init(
     dtype: Any = jnp.float32,
     attention: str = "auto",
     remat: str = "dots",
+    head_rows: int | None = HEAD_ROWS,
 ) -> tuple[Model, Params]:
     """A decoder with random parameters.
 
@@ -39,6 +40,7 @@ def init(
         dtype: element type of the parameters.
         attention: "auto" (blockwise above 512 tokens), "xla" or "blockwise".
         remat: what a block keeps for its backward pass: "dots", "full" (least memory) or "none" (least time).
+        head_rows: rows of logits that losses and curvature hold at once on each device; None for all of them.
 
     Returns:
         The model and its parameters, as `load` returns them.
@@ -52,7 +54,7 @@ def init(
     """
     quick = _platform(mesh) == "cpu" and not isinstance(key, jax.core.Tracer)
     params = _drawer(config, mesh, jnp.dtype(dtype).name, quick)(key)
-    return as_model(Decoder(config, mesh, attention, remat)), params
+    return as_model(Decoder(config, mesh, attention, remat, head_rows)), params
 
 
 @lru_cache(maxsize=16)

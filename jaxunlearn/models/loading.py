@@ -15,7 +15,7 @@ from jaxtyping import Array
 
 from jaxunlearn.models.checkpoint_files import FLOATS, StoredTensor, stored_tensors
 from jaxunlearn.models.config import read_config
-from jaxunlearn.models.functional import Decoder, as_model
+from jaxunlearn.models.functional import HEAD_ROWS, Decoder, as_model
 from jaxunlearn.models.specs import ParamSpec, nest, param_specs
 from jaxunlearn.sharding import named_sharding
 from jaxunlearn.types import Model, Params
@@ -31,6 +31,7 @@ def load(
     dtype: Any = None,
     attention: str = "auto",
     remat: str = "dots",
+    head_rows: int | None = HEAD_ROWS,
 ) -> tuple[Model, Params]:
     """A Llama checkpoint as a model and its parameters.
 
@@ -40,6 +41,7 @@ def load(
         dtype: element type of the parameters; None for the stored one.
         attention: "auto" (blockwise above 512 tokens), "xla" or "blockwise".
         remat: what a block keeps for its backward pass: "dots", "full" (least memory) or "none" (least time).
+        head_rows: rows of logits that losses and curvature hold at once on each device; None for all of them.
 
     Returns:
         The model (pure functions, hashable) and its parameters (a nested dictionary of arrays, layers stacked).
@@ -50,7 +52,7 @@ def load(
     """
     folder = resolve(folder)
     config = read_config(folder)
-    decoder = Decoder(config, mesh, attention, remat, folder)
+    decoder = Decoder(config, mesh, attention, remat, head_rows, folder)
     specs = param_specs(config)
     tensors = stored_tensors(folder)
     _check(folder, specs, tensors)

@@ -20,6 +20,7 @@ from jaxtyping import Array
 from jaxunlearn.models.checkpoint_files import INDEX, SINGLE
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.functional import Decoder
+from jaxunlearn.models.segments import join_layers
 from jaxunlearn.models.specs import ParamSpec, at, param_specs
 from jaxunlearn.models.tokenization import GENERATION_CONFIG, copy_tokenizer
 from jaxunlearn.types import Model, Params
@@ -67,6 +68,7 @@ def save(
         raise ValueError("save() writes decoders made by models.load or models.init; keep other models with orbax")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already and is not an empty folder; choose another output folder")
+    params = join_layers(params)
     _check(decoder.config, params)
     tokenizer = decoder.folder if tokenizer is None else tokenizer
     if isinstance(tokenizer, str | Path) and not Path(tokenizer).is_dir():

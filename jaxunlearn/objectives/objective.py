@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxunlearn import tree
-from jaxunlearn.curvature.accumulate import accumulate
+from jaxunlearn.accumulate import accumulate
 from jaxunlearn.types import Model, Params, UnlearnBatch, examples_in
 
 

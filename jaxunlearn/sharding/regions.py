@@ -5,10 +5,11 @@ operations whose result layout is ambiguous are errors. `auto` runs a function i
 one place where the library tells them apart.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -28,7 +29,8 @@ def auto(f: Callable[..., PyTree], *args: PyTree, like: PyTree | None = None) ->
     Args:
         f: a function of array pytrees.
         *args: its arguments.
-        like: layouts of the result: a pytree of arrays that is a prefix of it; `None` replicates it.
+        like: layouts of the result: a pytree of arrays, or of their shapes with shardings, that is a prefix of it; `None`
+            replicates it.
     """
     mesh = explicit_mesh(args)
     if mesh is None:
@@ -78,6 +80,26 @@ def split_rows(batch: PyTree, parts: int) -> PyTree:
     return jax.tree.map(split, batch)
 
 
+def take_rows(batch: PyTree, index: Sequence[int]) -> PyTree:
+    """Rows `index` of leaves [n, ...], in that order and spread over the devices as before where their number allows.
+
+    Example:
+        >>> take_rows(jnp.arange(4) * 10, [0, 1, 0]).tolist()
+        [0, 10, 0]
+    """
+    index = np.asarray(index)
+
+    def take(a: jax.Array) -> jax.Array:
+        mesh = explicit_mesh(a)
+        if mesh is None:
+            return a[index]
+        spec = jax.typeof(a).sharding.spec
+        rows = spec[0] if len(spec) and _divides(mesh, spec[0], len(index)) else None
+        return jax.sharding.reshard(replicate(a)[index], NamedSharding(mesh, PartitionSpec(rows, *spec[1:])))
+
+    return jax.tree.map(take, batch)
+
+
 def _divides(mesh, axes, size: int) -> bool:
     names = axes if isinstance(axes, tuple) else (axes,)
     shards = 1
@@ -86,6 +108,6 @@ def _divides(mesh, axes, size: int) -> bool:
     return size % shards == 0
 
 
-def _layout(x: jax.Array, default: NamedSharding) -> NamedSharding:
-    sharding = jax.typeof(x).sharding
-    return default if sharding.mesh.empty else sharding
+def _layout(x: jax.Array | jax.ShapeDtypeStruct, default: NamedSharding) -> NamedSharding:
+    sharding = x.sharding if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x).sharding
+    return default if sharding is None or sharding.mesh.empty else sharding

@@ -13,7 +13,13 @@ from toys import flat, token_batch
 
 import jaxunlearn as ju
 from jaxunlearn import methods, models, sharding, tree
-from jaxunlearn.curvature import EmpiricalFisher, GaussNewton, Hessian
+from jaxunlearn.curvature import (
+    EmpiricalFisher,
+    GaussNewton,
+    GaussNewtonBartlett,
+    Hessian,
+    TrueFisher,
+)
 from jaxunlearn.objectives import reference
 from jaxunlearn.types import TopK
 
@@ -27,9 +33,13 @@ CONFIG = {
 }
 CURVATURES = {
     "hessian": Hessian(),
+    "hessian, linearised": Hessian(mode="linearize"),
     "gauss_newton": GaussNewton(),
     "gauss_newton in microbatches": GaussNewton(4),
     "empirical_fisher": EmpiricalFisher(4),
+    "empirical_fisher, recomputed": EmpiricalFisher(4, stored=False, microbatch=2),
+    "true_fisher": TrueFisher(4),
+    "bartlett": GaussNewtonBartlett(),
 }
 # Adam's usual epsilon would turn the rounding of vanishing gradients into steps of full length.
 ADAM = optax.adam(1e-2, eps=1e-2)

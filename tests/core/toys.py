@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxunlearn as ju
+from jaxunlearn import taps
 from jaxunlearn.types import TopK
 
 
@@ -15,8 +16,8 @@ def mlp(sizes=(6, 8, 3), activation=jnp.tanh, seed=0, dtype=jnp.float32):
 
     def logits(params, x):
         for layer in params[:-1]:
-            x = activation(x @ layer["w"] + layer["b"])
-        return x @ params[-1]["w"] + params[-1]["b"]
+            x = activation(taps.matmul(x, layer["w"]) + layer["b"])
+        return taps.matmul(x, params[-1]["w"]) + params[-1]["b"]
 
     rng = np.random.default_rng(seed)
     params = [

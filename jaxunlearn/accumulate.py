@@ -22,14 +22,28 @@ def accumulate(f: Callable[[PyTree], PyTree], batch: PyTree, microbatch: int | N
         >>> float(accumulate(lambda x: jnp.sum(x), jnp.arange(6.0), microbatch=2))
         15.0
     """
-    n = examples_in(batch)
-    if microbatch is None or microbatch >= n:
+    if microbatch is None or microbatch >= examples_in(batch):
         return f(batch)
-    if n % microbatch:
+    return sum_over(f, chunks_of(batch, microbatch))
+
+
+def chunks_of(batch: PyTree, microbatch: int | None) -> PyTree:
+    """Leaves [n, ...] as [n / microbatch, microbatch, ...]; one chunk for `None`.
+
+    Raises:
+        ValueError: when the number of examples is not a multiple of `microbatch`.
+    """
+    n = examples_in(batch)
+    size = n if microbatch is None else min(microbatch, n)
+    if n % size:
         raise ValueError(
-            f"a batch of {n} examples does not divide into microbatches of {microbatch}; choose a divisor of {n}"
+            f"a batch of {n} examples does not divide into microbatches of {size}; choose a divisor of {n}"
         )
-    chunks = split_rows(batch, n // microbatch)
+    return split_rows(batch, n // size)
+
+
+def sum_over(f: Callable[[PyTree], PyTree], chunks: PyTree) -> PyTree:
+    """`sum_i f(chunks[i])` along the leading axis, by `lax.scan`."""
     shapes = jax.eval_shape(f, jax.tree.map(lambda x: x[0], chunks))
     zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype, device=_sharding(s)), shapes)
     total, _ = jax.lax.scan(lambda carry, chunk: (tree.add(carry, f(chunk)), None), zero, chunks)

@@ -1,0 +1,164 @@
+"""Products over more data than fits: the host walks through batches, the device adds up.
+
+    A v = sum_b S_b v / sum_b n_b
+
+`S_b v` is the product with batch b before normalisation and `n_b` its count, so that the result is that of one batch
+with all the data, to rounding. Each batch goes through one compiled function that adds onto donated accumulators. The
+host only waits for the batch before last: transfers overlap with computation, and two batches at most are in flight.
+
+A solver passes over the data once a product, so `batches` is a collection, or a function that starts a new pass; an
+iterator would be empty the second time. Streamed operators are driven by solvers that loop on the host.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from jaxunlearn import tree
+from jaxunlearn.operators import LinearOperator
+from jaxunlearn.types import Batch, Model, Params
+
+Batches = Iterable[Batch] | Callable[[], Iterator[Batch]]
+Product = Callable[[Params, PyTree, PyTree], tuple[PyTree, Array]]
+IN_FLIGHT = 2
+
+
+class Additive(Protocol):
+    """A curvature recipe whose products over several batches add up.
+
+    A class attribute `psd = True` says that they are those of a positive semidefinite operator.
+    """
+
+    def product(self, model: Model, params: Params, batch: Batch, v: PyTree) -> tuple[PyTree, Array]:
+        """`(sum, count)`: the product with `batch` is `sum / count`."""
+
+
+def streamed(curvature: Additive, model: Model, params: Params, batches: Batches) -> LinearOperator:
+    """The curvature of all `batches` together, as an operator that passes over them once a product.
+
+    Args:
+        curvature: a recipe with a `product`: `Hessian()`, `GaussNewton()`, `EmpiricalFisher()`, `TrueFisher()`.
+        model: pure functions.
+        params: where the curvature is taken.
+        batches: a list, a data set that can be walked through again and again, or a function without arguments that
+            returns an iterator. A last batch of another size compiles once more.
+
+    Raises:
+        TypeError: for an iterator, which could only be walked through once; for a product inside `jit`; for a curvature
+            without additive products.
+        ValueError: when a pass finds no batch, or not as many as the pass before.
+
+    Example:
+        >>> from jaxunlearn.curvature import Hessian
+        >>> from jaxunlearn.types import LabelledBatch
+        >>> model = Model(logits=lambda w, x: x @ w)
+        >>> data = LabelledBatch(jnp.eye(4), jnp.array([0, 1, 0, 1]))
+        >>> half = lambda rows: jax.tree.map(lambda x: x[rows], data)
+        >>> w = jnp.zeros((4, 2))
+        >>> A = streamed(Hessian(), model, w, [half(slice(0, 2)), half(slice(2, 4))])
+        >>> bool(jnp.allclose(A(w + 1.0), Hessian()(model, w, data)(w + 1.0)))
+        True
+    """
+    if not hasattr(curvature, "product"):
+        raise TypeError(
+            f"{curvature!r} has no product(model, params, batch, v) -> (sum, count), so batches of it do not add up: "
+            "stream Hessian, GaussNewton, EmpiricalFisher or TrueFisher"
+        )
+    psd = getattr(curvature, "psd", False)
+    return streamed_product(_Bound(curvature, model), params, batches, psd=psd)
+
+
+def streamed_product(product: Product, params: Params, batches: Batches, *, psd: bool = False) -> LinearOperator:
+    """`v -> sum_b product(params, b, v) / count`; see `streamed`.
+
+    Args:
+        product: `(params, batch, v) -> (sum, count)`, pure and hashable; one compilation serves all operators of equal
+            products.
+        params: passed on, and the structure of vectors.
+        batches: as for `streamed`.
+        psd: whether the products are those of a positive semidefinite operator.
+    """
+    passes = _Passes(batches)
+
+    def mv(v: PyTree) -> PyTree:
+        if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(v)):
+            raise TypeError(
+                "a streamed operator reads its batches on the host and cannot be part of a compiled function: use a "
+                "solver that is driven from the host, or put the data into one batch with microbatch="
+            )
+        total, count = tree.zeros_like(params), jnp.zeros((), jnp.result_type(float))
+        waiting = deque()
+        for batch in passes.walk():
+            total, count, done = _add(product, total, count, params, batch, v)
+            waiting.append(done)
+            if len(waiting) == IN_FLIGHT:
+                jax.block_until_ready(waiting.popleft())
+        return _mean(total, count, params)
+
+    return LinearOperator(mv, params, psd)
+
+
+@dataclass(frozen=True)
+class _Bound:
+    """A recipe's product with its model filled in, equal for equal recipes and models."""
+
+    curvature: Additive
+    model: Model
+
+    def __call__(self, params: Params, batch: Batch, v: PyTree) -> tuple[PyTree, Array]:
+        return self.curvature.product(self.model, params, batch, v)
+
+
+@dataclass
+class _Passes:
+    """The data, as something to walk through any number of times, always alike."""
+
+    source: Any
+    number: int = 0
+    length: int | None = field(default=None)
+
+    def __post_init__(self):
+        if not callable(self.source) and iter(self.source) is self.source:
+            raise TypeError(
+                "batches is an iterator, which is used up after one pass, and every product is a pass: give a list, or "
+                "a function that returns a new iterator, for example lambda: make_batches(...)"
+            )
+
+    def walk(self) -> Iterator[Batch]:
+        self.number += 1
+        n = 0
+        for batch in self.source() if callable(self.source) else self.source:
+            n += 1
+            yield batch
+        if n == 0:
+            raise ValueError(
+                f"pass {self.number} over batches found none: the function must return a new iterator every time"
+                if self.number > 1
+                else "batches is empty: curvature needs at least one batch"
+            )
+        if self.length not in (None, n):
+            raise ValueError(
+                f"pass {self.number} over batches found {n} of them, the one before {self.length}: every pass must see "
+                "the same data"
+            )
+        self.length = n
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def _add(product: Product, total: PyTree, count: Array, params: Params, batch: PyTree, v: PyTree):
+    more, n = product(params, batch, v)
+    total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, more)
+    count = count + jnp.asarray(n, count.dtype)
+    # A third result, because the accumulators are donated to the next batch and cannot be waited for.
+    return tree.shard_like(total, params), count, count + 0
+
+
+@jax.jit
+def _mean(total: PyTree, count: Array, params: Params) -> PyTree:
+    return tree.shard_like(tree.scale(1.0 / jnp.where(count > 0, count, 1.0), total), params)
