@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import jax
@@ -82,6 +82,7 @@ def precondition_by_curvature(
     step_size: float = 1.0,
     trust_region: TrustRegion | None = None,
     metric: Metric = RETAIN,
+    preconditioner: Curvature | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """`g -> step_size (A + damping I)^-1 g`, shortened to the trust region; negate afterwards as usual.
 
@@ -91,7 +92,9 @@ def precondition_by_curvature(
         damping: initial lambda >= 0, in the units of the curvature.
         step_size: factor on the solution.
         trust_region: optional bound on the KL on retain.
-        metric: `(part of the batch, weight)` pairs whose curvatures are summed into A.
+        metric: `(part of the batch, weight)` pairs whose curvatures are summed into A; a weight may be negative.
+        preconditioner: curvature with a closed-form inverse, for example `curvature.EKFAC()`, taken on the same data
+            and damped alike; its inverse preconditions an iterative solver such as `CG` or `MINRES`.
 
     Example:
         >>> from jaxunlearn.curvature import GaussNewton
@@ -100,6 +103,10 @@ def precondition_by_curvature(
     """
     if damping < 0:
         raise ValueError(f"damping={damping}: a negative damping makes the metric indefinite; use 0 or more")
+    if preconditioner is not None and not hasattr(solver, "preconditioner"):
+        raise ValueError(
+            f"{type(solver).__name__} takes no preconditioner; use solvers.CG or solvers.MINRES, or leave it out"
+        )
 
     def init(params: Params) -> CurvatureState:
         one, lam = jnp.float32(1.0), jnp.float32(damping)
@@ -110,7 +117,11 @@ def precondition_by_curvature(
 
     def update(grads, state, params=None, *, model: Model, batch: UnlearnBatch, **_):
         A = _metric(curvature, model, params, batch, metric).damped(state.damping)
-        x, solve = solver(A, grads)
+        solve_with = solver
+        if preconditioner is not None:
+            M = _metric(preconditioner, model, params, batch, metric).damped(state.damping)
+            solve_with = replace(solver, preconditioner=M.power(-1.0))
+        x, solve = solve_with(A, grads)
         step = tree.scale(step_size, x)
         share = A.span_share(x) if isinstance(A, LowRankOperator) else jnp.float32(1.0)
         length, ratio, lam = jnp.float32(1.0), jnp.float32(1.0), state.damping

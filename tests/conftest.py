@@ -1,6 +1,7 @@
 """Every test process sees eight CPU devices, so that each method can be run sharded next to unsharded."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_lev
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# What the benchmarks measure with, tests check with: the same peers, the same count of FLOPs.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

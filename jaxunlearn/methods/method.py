@@ -38,8 +38,12 @@ def compose(
     trust_region: TrustRegion | None = None,
     metric: Metric = RETAIN,
     needs: tuple[str, ...] = (),
+    preconditioner: Curvature | None = None,
 ) -> Method:
     """Any objective under any curvature: `theta - step_size (A + damping I)^-1 grad objective`.
+
+    `preconditioner`, a curvature with a closed-form inverse, speeds up an iterative solver; see
+    `transforms.precondition_by_curvature` for all arguments.
 
     Example:
         >>> from jaxunlearn import curvature, objectives, solvers
@@ -49,7 +53,13 @@ def compose(
         'npo under Gauss-Newton'
     """
     precondition = precondition_by_curvature(
-        curvature, solver, damping=damping, step_size=step_size, trust_region=trust_region, metric=metric
+        curvature,
+        solver,
+        damping=damping,
+        step_size=step_size,
+        trust_region=trust_region,
+        metric=metric,
+        preconditioner=preconditioner,
     )
     return Method(name, objective, optax.chain(precondition, optax.scale(-1.0)), needs)
 

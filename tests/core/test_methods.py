@@ -9,7 +9,18 @@ from toys import flat, labelled, mlp, unlearn_batch
 
 import jaxunlearn as ju
 from jaxunlearn import losses, methods, objectives, operators, tree
-from jaxunlearn.curvature import EmpiricalFisher, GaussNewton, Hessian, Identity
+from jaxunlearn.curvature import (
+    EKFAC,
+    KFAC,
+    EmpiricalFisher,
+    GaussNewton,
+    GaussNewtonBartlett,
+    Hessian,
+    HutchinsonDiagonal,
+    Identity,
+    SquaredGradients,
+    TrueFisher,
+)
 from jaxunlearn.sharding import make_mesh
 from jaxunlearn.solvers import CG, ClosedForm, Status
 
@@ -97,9 +108,18 @@ OBJECTIVES = {
 CURVATURES = {
     "identity": (Identity(), CG(2)),
     "hessian": (Hessian(), CG(10)),
+    "hessian_linearized": (Hessian(mode="linearize"), CG(10)),
+    "hessian_by_differences": (Hessian(8, "finite_difference"), CG(10)),
     "gauss_newton": (GaussNewton(), CG(10)),
     "fisher": (EmpiricalFisher(8), ClosedForm()),
+    "kfac": (KFAC(), ClosedForm()),
+    "ekfac": (EKFAC(), ClosedForm()),
     "fisher_cg": (EmpiricalFisher(8), CG(10)),
+    "fisher_recomputed": (EmpiricalFisher(8, stored=False), ClosedForm()),
+    "true_fisher": (TrueFisher(8), ClosedForm()),
+    "hutchinson": (HutchinsonDiagonal(), ClosedForm()),
+    "bartlett": (GaussNewtonBartlett(), ClosedForm()),
+    "squared_gradients": (SquaredGradients(), ClosedForm()),
 }
 
 
@@ -110,6 +130,7 @@ def test_any_objective_runs_with_any_curvature(objective, curvature):
     batch = unlearn_batch(model, params)
     recipe, solver = CURVATURES[curvature]
     method = methods.compose("mixed", OBJECTIVES[objective], recipe, solver, damping=1.0, step_size=0.05)
+    method = method._replace(certify=False)
     state, _ = run(method, model, params, batch, steps=1)
     assert float(OBJECTIVES[objective].value(model, state.params, batch)) < float(
         OBJECTIVES[objective].value(model, params, batch)
