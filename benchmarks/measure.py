@@ -2,12 +2,10 @@
 
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 
 def where() -> str:
@@ -20,19 +18,18 @@ def where() -> str:
     )
 
 
-class Seconds(NamedTuple):
-    """Wall time of one call: the median of all rounds, and the best, which other processes disturb least."""
-
-    median: float
-    best: float
-
-
-def timings(runs: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0) -> dict[str, Seconds]:
-    """Seconds of each, all of them once a round, so that a busy moment of the machine hits them alike.
+def samples(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    pause: float = 0.0,
+) -> dict[str, list[float]]:
+    """Seconds of every call, each function once a round, so that a busy moment of the machine hits them alike.
 
     Args:
         runs: blocking calls by name; each is called once unrecorded first.
         rounds: recorded calls of each.
+        clock: `time.perf_counter`, or `time.process_time`, which counts no time in which the machine served others.
         pause: seconds of rest before each call. OpenMP's threads go on spinning for a while after a call, and would
             take the cores from whatever is measured next.
     """
@@ -42,10 +39,10 @@ def timings(runs: Mapping[str, Callable[[], object]], rounds: int, pause: float 
     for _ in range(rounds):
         for name, run in runs.items():
             time.sleep(pause)
-            start = time.perf_counter()
+            start = clock()
             run()
-            seconds[name].append(time.perf_counter() - start)
-    return {name: Seconds(statistics.median(values), min(values)) for name, values in seconds.items()}
+            seconds[name].append(clock() - start)
+    return seconds
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
