@@ -25,9 +25,9 @@ from jaxtyping import Array, Float, PyTree
 from jaxunlearn import losses, tree
 from jaxunlearn.accumulate import accumulate
 from jaxunlearn.curvature.empirical_fisher import mean_losses
-from jaxunlearn.curvature.gauss_newton import Parts, _parts, _parts_of
 from jaxunlearn.curvature.hessian import Hessian
 from jaxunlearn.curvature.outer_product import Values
+from jaxunlearn.curvature.parts import Parts, parts_of, parts_of_predictor
 from jaxunlearn.curvature.true_fisher import Predict, number_rows, redrawn_losses
 from jaxunlearn.operators import LinearOperator
 from jaxunlearn.sharding.regions import replicate, split_rows
@@ -101,7 +101,7 @@ def gauss_newton_bartlett(
         >>> gauss_newton_bartlett(predict, jnp.zeros((1, 2)), jnp.ones((1, 1)), jax.random.key(0)).mean.tolist()
         [[0.25, 0.25]]
     """
-    return _bartlett(_parts_of(predict), params, batch, key, draws, microbatch)
+    return _bartlett(parts_of_predictor(predict), params, batch, key, draws, microbatch)
 
 
 def _bartlett(parts: Parts, params: Params, batch: PyTree, key: Key, draws: int, microbatch: int | None) -> Estimate:
@@ -207,7 +207,7 @@ class GaussNewtonBartlett:
 
     def __call__(self, model: Model, params: Params, batch: Batch) -> DiagonalOperator:
         key = jax.random.key(self.seed)
-        estimate = _bartlett(_parts(model, batch), params, batch, key, self.draws, self.microbatch)
+        estimate = _bartlett(parts_of(model, batch), params, batch, key, self.draws, self.microbatch)
         return diagonal(estimate.mean, psd=True)
 
 
@@ -233,6 +233,6 @@ class SquaredGradients:
         if self.labels == "true":
             values, rows = mean_losses(lambda p, b: losses.example_nll(model, p, b)), batch
         else:
-            values = redrawn_losses(_parts(model, batch), jax.random.key(self.seed))
+            values = redrawn_losses(parts_of(model, batch), jax.random.key(self.seed))
             rows = number_rows(batch)
         return diagonal(squared_gradients(values, params, rows, at_once=self.microbatch), psd=True)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxunlearn import losses
-from jaxunlearn.curvature.low_rank import LowRankOperator, low_rank
+from jaxunlearn.curvature.low_rank import LowRankOperator
 from jaxunlearn.curvature.outer_product import (
     Values,
     outer_product,
@@ -32,7 +32,7 @@ from jaxunlearn.operators import Factor
 from jaxunlearn.sharding.regions import take_rows
 from jaxunlearn.types import Batch, Model, Params, examples_in
 
-__all__ = ["EmpiricalFisher", "empirical_fisher", "empirical_fisher_factor", "low_rank", "mean_losses"]
+__all__ = ["EmpiricalFisher", "empirical_fisher", "empirical_fisher_factor", "mean_losses"]
 
 
 def empirical_fisher(

@@ -16,7 +16,7 @@ method", JMLR 2020.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -25,22 +25,9 @@ from jaxtyping import Array, PyTree
 from jaxunlearn import losses, tree
 from jaxunlearn.accumulate import accumulate
 from jaxunlearn.curvature.forward_mode import check_forward_mode
+from jaxunlearn.curvature.parts import Parts, parts_of, parts_of_predictor
 from jaxunlearn.operators import LinearOperator
 from jaxunlearn.types import Batch, Model, Params, Predictions
-
-
-class Parts(NamedTuple):
-    """A model as a body and a head.
-
-    Attributes:
-        body: `(params, batch) -> (hidden [B, P, D], weights [B, P])`.
-        head: `(params, hidden) -> logits [B, P, V]`.
-        rows: most rows of logits at once; `None` means all.
-    """
-
-    body: Callable[[Params, PyTree], tuple[Array, Array]]
-    head: Callable[[Params, Array], Array]
-    rows: int | None = None
 
 
 def gauss_newton(
@@ -70,7 +57,7 @@ def gauss_newton(
         >>> G(jnp.array([[1.0, 0.0]])).tolist()  # p = (1/2, 1/2): diag(p) - p p^T = [[1/4, -1/4], [-1/4, 1/4]]
         [[0.25, -0.25]]
     """
-    return _operator(_parts_of(predict), params, batch, microbatch)
+    return _operator(parts_of_predictor(predict), params, batch, microbatch)
 
 
 def gauss_newton_product(
@@ -82,7 +69,7 @@ def gauss_newton_product(
     microbatch: int | None = None,
 ) -> tuple[PyTree, Array]:
     """`(G_sum v, count)`, f32, with `G_sum` that of the loss *sum*: products of several batches add up."""
-    return _product(_parts_of(predict), params, batch, v, microbatch)
+    return _product(parts_of_predictor(predict), params, batch, v, microbatch)
 
 
 def softmax_hessian(logits: Array, u: Array, weights: Array) -> Array:
@@ -98,32 +85,14 @@ class GaussNewton:
     """Curvature recipe: the Gauss-Newton matrix of the mean NLL, the default metric of retain."""
 
     microbatch: int | None = None
+    psd: ClassVar[bool] = True
 
     def __call__(self, model: Model, params: Params, batch: Batch) -> LinearOperator:
-        return _operator(_parts(model, batch), params, batch, self.microbatch)
+        return _operator(parts_of(model, batch), params, batch, self.microbatch)
 
     def product(self, model: Model, params: Params, batch: Batch, v: PyTree) -> tuple[PyTree, Array]:
         """`(G_sum v, number of loss tokens)`: see `gauss_newton_product`."""
-        return _product(_parts(model, batch), params, batch, v, self.microbatch)
-
-
-def _parts(model: Model, batch: Batch) -> Parts:
-    if model.head is None or not hasattr(batch, "places"):
-        return _parts_of(lambda params, chunk: chunk.predict(model, params))
-
-    def body(params: Params, chunk: Batch) -> tuple[Array, Array]:
-        places = chunk.places(model, params)
-        return places.hidden, places.weights
-
-    return Parts(body, model.head, model.head_rows)
-
-
-def _parts_of(predict: Callable[[Params, PyTree], Predictions]) -> Parts:
-    def body(params: Params, chunk: PyTree) -> tuple[Array, Array]:
-        predictions = predict(params, chunk)
-        return predictions.logits, predictions.weights
-
-    return Parts(body, lambda params, logits: logits)
+        return _product(parts_of(model, batch), params, batch, v, self.microbatch)
 
 
 def _operator(parts: Parts, params: Params, batch: PyTree, microbatch: int | None) -> LinearOperator:
@@ -131,7 +100,7 @@ def _operator(parts: Parts, params: Params, batch: PyTree, microbatch: int | Non
 
     def mv(v: PyTree) -> PyTree:
         gv, n = _product(parts, params, batch, v, microbatch) if once is None else (once[0](v), once[1])
-        return tree.shard_like(tree.scale(1.0 / jnp.where(n > 0, n, 1.0), gv), params)
+        return tree.shard_like(jax.tree.map(lambda x: x / jnp.where(n > 0, n, 1.0).astype(x.dtype), gv), params)
 
     return LinearOperator(mv, params, psd=True)
 

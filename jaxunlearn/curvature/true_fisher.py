@@ -27,9 +27,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxunlearn import losses
 from jaxunlearn.curvature.empirical_fisher import first
-from jaxunlearn.curvature.gauss_newton import Parts, _parts, _parts_of
 from jaxunlearn.curvature.low_rank import LowRankOperator
 from jaxunlearn.curvature.outer_product import Values, outer_product, recomputed_form, stored_form
+from jaxunlearn.curvature.parts import Parts, parts_of, parts_of_predictor
 from jaxunlearn.sharding.regions import auto, take_rows
 from jaxunlearn.types import Batch, Key, Model, Params, Predictions, examples_in
 
@@ -68,7 +68,7 @@ def true_fisher(
         [[0.25, -0.25]]
     """
     form = _Form(samples, draws, stored, microbatch, block)
-    return _true_fisher(_parts_of(predict), params, batch, key, form)
+    return _true_fisher(parts_of_predictor(predict), params, batch, key, form)
 
 
 class _Form(NamedTuple):
@@ -160,9 +160,9 @@ class TrueFisher:
 
     def __call__(self, model: Model, params: Params, batch: Batch) -> LowRankOperator:
         form = _Form(self.samples, self.draws, self.stored, self.microbatch, self.block)
-        return _true_fisher(_parts(model, batch), params, batch, jax.random.key(self.seed), form)
+        return _true_fisher(parts_of(model, batch), params, batch, jax.random.key(self.seed), form)
 
     def product(self, model: Model, params: Params, batch: Batch, v: PyTree) -> tuple[PyTree, Array]:
         """`(sum_i r_i <r_i, v>, number of loss tokens)` over every example of `batch`, one draw each."""
-        values = redrawn_losses(_parts(model, batch), jax.random.key(self.seed))
+        values = redrawn_losses(parts_of(model, batch), jax.random.key(self.seed))
         return outer_product(values, params, number_rows(batch), v, microbatch=self.microbatch)

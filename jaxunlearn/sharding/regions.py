@@ -29,8 +29,8 @@ def auto(f: Callable[..., PyTree], *args: PyTree, like: PyTree | None = None) ->
     Args:
         f: a function of array pytrees.
         *args: its arguments.
-        like: layouts of the result: a pytree of arrays, or of their shapes with shardings, that is a prefix of it; `None`
-            replicates it.
+        like: layouts of the result: a pytree of arrays, or of their shapes with shardings, that is a prefix of it;
+            `None` replicates it.
     """
     mesh = explicit_mesh(args)
     if mesh is None:

@@ -74,9 +74,10 @@ def gram(V: Block, W: Block) -> Float[Array, "k m"]:
 def orthonormalise(V: Block) -> Block:
     """Orthonormal rows with the span of the rows of `V`, as far as rounding tells; the other rows are zero.
 
-    What is told apart are directions above `2 sqrt(k eps)` of the largest, less than a hundredth in f32. The Gram matrix `V V^T = U S U^T` gives the rows `S^(-1/2) U^T V`. Forming it squares the condition number, so what
-    it leaves is orthonormal only roughly, and the same step once more makes it so to rounding (as Cholesky QR does:
-    Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, ETNA 2015).
+    Told apart are directions above `2 sqrt(k eps)` of the largest, less than a hundredth in f32. The Gram matrix
+    `V V^T = U S U^T` gives the rows `S^(-1/2) U^T V`. Forming it squares the condition number, so what it leaves is
+    orthonormal only roughly, and the same step once more makes it so to rounding (as Cholesky QR does: Yamamoto,
+    Nakatsukasa, Yanagisawa and Fukaya, ETNA 2015). A Gram-Schmidt over rows resolves more, in k passes over the block.
     """
     return _whiten(_whiten(V))
 

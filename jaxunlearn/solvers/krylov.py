@@ -8,8 +8,8 @@ which is exact for polynomials of degree below k, and exact altogether once the 
 T and leaves the space alone, so the solutions of `(A + lambda I) x = b` for every lambda come from the same run, and
 so do their norms, their decrease of the quadratic model and their residuals, k numbers each and no vector.
 
-On a spectrum of bulk and outliers take more steps than there are outliers: `A^(-1/4) b` with 20 of them has an error
-of 14% after 10 steps and of 3e-12 after 40.
+On a spectrum of bulk and outliers take more steps than there are outliers: `A^(-1/4) b` with 20 of them, from 1 to 1000
+over a bulk between 0.1 and 0.2, has an error of 7% after 10 steps, of 0.4% after 20 and of rounding after 40.
 
 References: Druskin and Knizhnerman 1989; Higham, "Functions of matrices", SIAM 2008, chapter 13; Frommer and
 Simoncini 2008 (the identity for the residual of a shifted system).

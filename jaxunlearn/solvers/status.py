@@ -54,8 +54,8 @@ MESSAGES = {
         "exact to rounding, and more products would add nothing"
     ),
     Status.INDEFINITE_POWER: (
-        "a fractional power of an indefinite operator: the absolute values of its negative eigenvalues were used; raise "
-        "the damping above minus the reported lowest curvature, or use the Gauss-Newton operator, which has none"
+        "a fractional power of an indefinite operator: the absolute values of its negative eigenvalues were used; "
+        "raise the damping above minus the reported lowest curvature, or use the Gauss-Newton operator, which has none"
     ),
     Status.LEAST_SQUARES: (
         "the system has no solution: the operator is singular and the right-hand side reaches out of its range; the "

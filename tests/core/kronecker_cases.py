@@ -44,7 +44,7 @@ def lm(*, tied=False, scanned=True, bias=True, dtype=jnp.float64, seed=0):
     return ju.Model(logits=logits), params
 
 
-def tokens(rows=3, length=T, seed=0, dtype=jnp.float64):
+def tokens(rows=4, length=T, seed=0, dtype=jnp.float64):
     """Random sequences whose loss tokens begin after two and end before the last, of weights other than 1."""
     rng = np.random.default_rng(seed)
     mask = np.zeros((rows, length))

@@ -21,7 +21,7 @@ from jaxunlearn.curvature import (
     hutchinson_diagonal,
     squared_gradients,
 )
-from jaxunlearn.curvature.gauss_newton import _parts_of
+from jaxunlearn.curvature.parts import parts_of_predictor
 from jaxunlearn.curvature.true_fisher import number_rows, redrawn_losses
 from jaxunlearn.operators import LinearOperator
 from jaxunlearn.solvers import ClosedForm, Status
@@ -77,7 +77,9 @@ def test_squared_gradients_at_drawn_labels_are_unbiased_and_less_noisy_than_bart
     expected = dense_diagonal(GaussNewton(), model, params, batch)
 
     def one_by_one(key):
-        return flat(squared_gradients(redrawn_losses(_parts_of(predict(model)), key), params, number_rows(batch)))
+        return flat(
+            squared_gradients(redrawn_losses(parts_of_predictor(predict(model)), key), params, number_rows(batch))
+        )
 
     assert_unbiased(standard_scores(one_by_one, expected))
     keys = jax.random.split(jax.random.key(1), 500)
@@ -109,7 +111,7 @@ def test_the_average_of_draws_is_the_mean_of_single_draws():
     both = jax.jit(lambda p: gauss_newton_bartlett(predict(model), p, batch, key, draws=4))(params)
 
     def single(key):
-        values = redrawn_losses(_parts_of(predict(model)), key)
+        values = redrawn_losses(parts_of_predictor(predict(model)), key)
         grad = flat(jax.grad(lambda p: jnp.sum(values(p, number_rows(batch))[0]))(params))
         return grad**2 / jnp.sum(batch.loss_mask)
 

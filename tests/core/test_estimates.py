@@ -67,9 +67,8 @@ def test_squared_frobenius_norms():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_on_a_model(dtype):
     model, params = mlp(dtype=dtype)
-    value, error = jax.jit(lambda p: trace(Hessian()(model, p, labelled(16)), jax.random.key(0), 32, rank=8)[:2])(
-        params
-    )
+    key = jax.random.key(0)
+    value, error = jax.jit(lambda p: trace(Hessian()(model, p, labelled(16)), key, 32, rank=8)[:2])(params)
     wide = jax.tree.map(lambda p: p.astype(jnp.float32), params)
     dense = jax.jit(lambda p: operators.to_dense(Hessian()(model, p, labelled(16))))(wide)
     exact = float(jnp.trace(dense))

@@ -20,8 +20,8 @@ from jaxunlearn.curvature import (
     gauss_newton_factor,
 )
 from jaxunlearn.curvature.empirical_fisher import mean_losses
-from jaxunlearn.curvature.gauss_newton import _parts_of
 from jaxunlearn.curvature.outer_product import gradients
+from jaxunlearn.curvature.parts import parts_of_predictor
 from jaxunlearn.curvature.true_fisher import draw_labels, number_rows, redrawn_loss, redrawn_losses
 
 
@@ -96,7 +96,11 @@ def test_every_form_is_the_dense_power(kind, form):
 def per_example(kind, model, batch):
     """Arguments of `gradients`, given the parameters."""
     if kind == "true":
-        return lambda params: (redrawn_losses(_parts_of(predict(model)), jax.random.key(0)), params, number_rows(batch))
+        return lambda params: (
+            redrawn_losses(parts_of_predictor(predict(model)), jax.random.key(0)),
+            params,
+            number_rows(batch),
+        )
     return lambda params: (mean_losses(lambda p, b: losses.example_nll(model, p, b)), params, batch)
 
 
@@ -189,7 +193,7 @@ def test_true_fisher_converges_to_gauss_newton(make):
     G = dense(GaussNewton(), model, params, batch)
 
     def draw(key):
-        rows, count = gradients(redrawn_losses(_parts_of(predict(model)), key), params, number_rows(batch))
+        rows, count = gradients(redrawn_losses(parts_of_predictor(predict(model)), key), params, number_rows(batch))
         R = jax.vmap(flat)(rows)
         return R.T @ R / count
 
@@ -339,7 +343,7 @@ def test_settings_are_checked(make, message):
 
 def test_gradients_come_a_few_at_a_time_or_one_by_one():
     model, params, batch = problem(6)
-    values = redrawn_losses(_parts_of(predict(model)), jax.random.key(0))
+    values = redrawn_losses(parts_of_predictor(predict(model)), jax.random.key(0))
     some = lambda k: jax.jit(lambda p: gradients(values, p, number_rows(batch), at_once=k))(params)
     (alone, n), (together, m) = some(1), some(4)  # 6 is not a multiple of 4
     assert float(n) == float(m) == pytest.approx(float(batch.loss_mask.sum()))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import tree
-from jaxunlearn.curvature.empirical_fisher import low_rank
+from jaxunlearn.curvature.low_rank import low_rank
 from jaxunlearn.operators import LinearOperator
 from jaxunlearn.solvers import CG, ClosedForm, Status, ritz_values
 
