@@ -108,7 +108,7 @@ def once(recipe: Callable) -> Callable:
 
 def factors(model: Model, params: Params, batch: TokenBatch) -> tuple[Params, Any]:
     """The gradient of the loss and the Kronecker factors, as one program."""
-    return gradient(model, params, batch), curvature.kronecker_factors(model, params, batch)
+    return gradient(model, params, batch), curvature.kronecker.kronecker_factors(model, params, batch)
 
 
 def ours(p: Problem) -> dict[str, Callable[[], Program]]:
@@ -156,6 +156,9 @@ def ours(p: Problem) -> dict[str, Callable[[], Program]]:
         "empirical Fisher, storing the rows": product(once(curvature.EmpiricalFisher())),
         "empirical Fisher, rows recomputed": product(once(curvature.EmpiricalFisher(stored=False))),
         "diagonal, Gauss-Newton-Bartlett": product(once(curvature.GaussNewtonBartlett())),
+        "K-FAC factors": on(
+            lambda params, batch: curvature.kronecker.kronecker_factors(p.model, params, batch), p.params, p.batch
+        ),
         "gradient and K-FAC factors": on(lambda params, batch: factors(p.model, params, batch), p.params, p.batch),
         "EK-FAC inverse, applied": eigen,
     }
@@ -197,11 +200,18 @@ def plain(p: Problem) -> dict[str, Callable[[], Program]]:
     return {name: lambda f=f: Program(jax.jit(f).lower(*arguments).compile(), arguments) for name, f in routes.items()}
 
 
-def measure(p: Problem, rounds: int, clock: Callable[[], float], torch: bool) -> tuple[list[Row], dict, str]:
+def measure(
+    p: Problem, rounds: int, clock: Callable[[], float], torch: bool, only: list[str] | None
+) -> tuple[list[Row], dict, str]:
     """The rows of one size, every recorded second, and how far the products of torch are from ours."""
     errors: dict[str, str] = {}
     programs: dict[str, Program] = {}
-    for name, build in (ours(p) | plain(p)).items():
+    wanted = {
+        name: build
+        for name, build in (ours(p) | plain(p)).items()
+        if only is None or name == "gradient" or any(part in name for part in only)
+    }
+    for name, build in wanted.items():
         try:
             programs[name] = build()
             programs[name].run()
@@ -232,7 +242,7 @@ def measure(p: Problem, rounds: int, clock: Callable[[], float], torch: bool) ->
             agreement = f"NOT the same product: {apart}"
     seconds = samples(runs, rounds, clock, pause=0.05 if torch else 0.0)
     rows = []
-    for name in [*ours(p), *plain(p), *(n for n in runs if n not in programs), *errors]:
+    for name in [*wanted, *(n for n in runs if n not in programs), *errors]:
         if any(row.name == name for row in rows):
             continue
         if name in errors:
@@ -279,7 +289,7 @@ def ceiling(dtype: str, clock: Callable[[], float], rounds: int = 7) -> float:
 
 
 def _eigen(model: Model, params: Params, batch: TokenBatch) -> Any:
-    return curvature.kronecker.eigendecompose(curvature.kronecker_factors(model, params, batch))
+    return curvature.kronecker.eigendecompose(curvature.kronecker.kronecker_factors(model, params, batch), params)
 
 
 def _mean(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
@@ -304,15 +314,18 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="default float32")
     parser.add_argument("--remat", choices=("dots", "full", "none"), default="dots", help="default dots")
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="default wall")
+    parser.add_argument(
+        "--only", nargs="+", help="our rows whose name contains one of these, and the gradient; no torch"
+    )
     parser.add_argument("--no-torch", action="store_true", help="measure JAX only")
     parser.add_argument("--json", help="also write every number to this file")
     arguments = parser.parse_args()
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
-    torch = not arguments.no_torch and importlib.util.find_spec("torch") is not None
+    torch = not (arguments.no_torch or arguments.only) and importlib.util.find_spec("torch") is not None
     place, report = where(), {"arguments": vars(arguments), "sizes": {}}
     for size in arguments.sizes:
         p = problem(size, arguments.batch, arguments.length, arguments.dtype, arguments.remat)
-        rows, seconds, agreement = measure(p, arguments.rounds, clock, torch)
+        rows, seconds, agreement = measure(p, arguments.rounds, clock, torch, arguments.only)
         count = sum(x.size for x in jax.tree.leaves(p.params))
         peak = ceiling(arguments.dtype, clock)
         tokens = arguments.batch * arguments.length

@@ -27,14 +27,12 @@ def samples(
     """Seconds of every call, each function once a round, so that a busy moment of the machine hits them alike.
 
     Args:
-        runs: blocking calls by name; each is called once unrecorded first.
+        runs: blocking calls by name, each of which has been called before.
         rounds: recorded calls of each.
         clock: `time.perf_counter`, or `time.process_time`, which counts no time in which the machine served others.
         pause: seconds of rest before each call. OpenMP's threads go on spinning for a while after a call, and would
             take the cores from whatever is measured next.
     """
-    for run in runs.values():
-        run()
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():

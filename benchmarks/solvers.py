@@ -204,6 +204,8 @@ def overhead(p: Problem, rounds: int, clock: Callable[[], float]) -> tuple[list[
         steps = int(programs[f"{kind}, CG of 20"](p.params, p.retain, v)[1].steps)
         if steps != n:
             raise SystemExit(f"CG on the {kind} system made {steps} steps instead of {n}")
+    for program in programs.values():
+        jax.block_until_ready(program(p.params, p.retain, v))
     calls = {
         name: lambda c=program: jax.block_until_ready(c(p.params, p.retain, v)) for name, program in programs.items()
     }

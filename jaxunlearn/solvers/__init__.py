@@ -10,8 +10,11 @@ each, those of the product itself not counted:
     Neumann     reference; very inexact products         kappa ln(1 / eps)             5
     LiSSA       another minibatch at every step          kappa ln(1 / eps) a chain     6
     Lanczos     powers, every damping from one run       as CG                         k of k steps
+    NystromCG   outliers over a small bulk               rank + a few dozen            5 rank
+    Cubic*      steps along negative curvature           as Lanczos                    k of k steps
 
-All of them but the closed forms run inside `jit` or, product by product and resumably, from the host (`solve_on_host`).
+`Cubic*` stands for `CubicRegularized` and `TrustRegionLanczos`. All of them run inside `jit`; all but the closed forms
+and `NystromCG` run from the host as well, product by product and resumably (`solve_on_host`).
 """
 
 from jaxunlearn.solvers.block_cg import BlockCG

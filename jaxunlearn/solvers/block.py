@@ -46,10 +46,19 @@ def project(V: Block, w: PyTree) -> Float[Array, " k"]:
 
 
 def expand(V: Block, c: Float[Array, " k"], like: PyTree) -> PyTree:
-    """The combination `V^T c = sum_i c_i V_i`, laid out as `like`."""
-    return tree.shard_like(
-        jax.tree.map(lambda a: jnp.tensordot(c.astype(a.dtype), a, axes=1, precision="highest"), V), like
-    )
+    """The combination `V^T c = sum_i c_i V_i`, laid out as `like`.
+
+    A loop over the rows, each read once: XLA's contraction of a leading axis takes copies of the whole block when the
+    block is the state of an outer loop, as a Krylov basis is.
+    """
+
+    def leaf(a: Array) -> Array:
+        def add(i: Array, total: Array) -> Array:
+            return total + c[i].astype(a.dtype) * jax.lax.dynamic_index_in_dim(a, i, 0, keepdims=False)
+
+        return jax.lax.fori_loop(1, a.shape[0], add, c[0].astype(a.dtype) * a[0])
+
+    return tree.shard_like(jax.tree.map(leaf, V), like)
 
 
 def mix(V: Block, C: Float[Array, "k m"]) -> Block:

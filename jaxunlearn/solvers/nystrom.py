@@ -15,8 +15,8 @@ conditioning was.
 
 The pseudo-inverse is taken of a shifted matrix, `Y + nu W` in place of Y, and nu is subtracted from the eigenvalues at
 the end (Tropp et al. 2017); nu is the size of the rounding of the product. Everything is a k x k eigenproblem of Gram
-matrices, and U is orthonormalised twice, so no leaf is flattened: three blocks, `12 k` bytes a parameter at the peak,
-of which `4 k` stay.
+matrices, and U is orthonormalised twice, so no leaf is flattened. Memory: `4 k` bytes a parameter for U, five times
+that while it is made (measured).
 
 References: Frangella, Tropp and Udell, "Randomized Nystrom preconditioning", SIMAX 2023; Tropp, Yurtsever, Udell and
 Cevher, "Fixed-rank approximation of a positive-semidefinite matrix from streaming data", NeurIPS 2017.

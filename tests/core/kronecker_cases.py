@@ -44,12 +44,12 @@ def lm(*, tied=False, scanned=True, bias=True, dtype=jnp.float64, seed=0):
     return ju.Model(logits=logits), params
 
 
-def tokens(rows=4, length=T, seed=0, dtype=jnp.float64):
+def tokens(rows=4, length=T, seed=0):
     """Random sequences whose loss tokens begin after two and end before the last, of weights other than 1."""
     rng = np.random.default_rng(seed)
     mask = np.zeros((rows, length))
     mask[:, 2 : length - 1] = rng.choice([0.25, 1.0, 2.25], (rows, length - 3))  # with exact roots in f32
-    return ju.TokenBatch(jnp.asarray(rng.integers(0, V, (rows, length)), jnp.int32), jnp.asarray(mask, dtype))
+    return ju.TokenBatch(jnp.asarray(rng.integers(0, V, (rows, length)), jnp.int32), jnp.asarray(mask, jnp.float32))
 
 
 def example_rows(model, params, batch):

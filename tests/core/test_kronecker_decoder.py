@@ -11,6 +11,8 @@ import jaxunlearn as ju
 from jaxunlearn import models, sharding, tree
 from jaxunlearn.curvature.kronecker import EKFAC, KFAC, eigendecompose, kronecker_factors, make_table, second_moments
 
+pytestmark = pytest.mark.slow
+
 CONFIG = {
     "vocab_size": 32,
     "hidden_size": 16,

@@ -126,16 +126,16 @@ def test_parameters_left_out_cost_nothing_and_have_no_curvature():
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
 def test_a_hand_written_model_on_eight_devices_equals_one(explicit):
-    """With biases outside of taps, and on Explicit axes with weights gathered before use, as such a model must."""
+    """With biases outside of taps and weights gathered before use (FSDP, spelt out)."""
     model, params = mlp(sizes=(6, 8, 4), dtype=jnp.float64)
     batch = labelled(8, classes=4, dtype=jnp.float64)
     v = tree.normal_like(jax.random.key(0), params)
     mesh = sharding.make_mesh(2, 2, 2, explicit=explicit)
     here = lambda x, axes: jax.device_put(x, sharding.named_sharding(mesh, axes[: x.ndim], x.shape))
     split, direction = (jax.tree.map(lambda x: here(x, ("embed", "mlp")), x) for x in (params, v))
+    gather = jax.sharding.reshard if explicit else jax.lax.with_sharding_constraint
     whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    gathering = lambda p, x: model.logits(jax.tree.map(lambda w: jax.sharding.reshard(w, whole), p), x)
-    twin = model._replace(logits=gathering) if explicit else model
+    twin = model._replace(logits=lambda p, x: model.logits(jax.tree.map(lambda w: gather(w, whole), p), x))
     for recipe in (KFAC(), EKFAC(microbatch=4)):
         run = jax.jit(lambda model, p, b, v, r=recipe: r(model, p, b).damped(0.1).power(-1.0)(v), static_argnums=0)
         expected = run(model, params, batch, v)

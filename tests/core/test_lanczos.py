@@ -114,3 +114,11 @@ def test_eight_devices_equal_one_without_a_gather(layout, explicit):
     text = program.as_text()
     assert "all-reduce" in text
     assert not any(word in text for word in ("all-gather", "all-to-all", "collective-permute"))
+
+
+def test_memory_is_one_basis():
+    """No step copies the basis: all temporaries together stay within a few vectors of it."""
+    scale, k = jnp.linspace(0.1, 1.0, 128 * 128).reshape(128, 128), 20
+    solve = jax.jit(lambda b: lanczos(diagonal_operator(scale), b, k).diagonal)
+    memory = solve.lower(scale).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < (k + 5) * 4 * scale.size

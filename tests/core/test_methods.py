@@ -22,7 +22,7 @@ from jaxunlearn.curvature import (
     TrueFisher,
 )
 from jaxunlearn.sharding import make_mesh
-from jaxunlearn.solvers import CG, ClosedForm, Status
+from jaxunlearn.solvers import CG, MINRES, ClosedForm, Status
 
 METHODS = {
     "grad_ascent": methods.grad_ascent(learning_rate=1e-2),
@@ -135,6 +135,44 @@ def test_any_objective_runs_with_any_curvature(objective, curvature):
     assert float(OBJECTIVES[objective].value(model, state.params, batch)) < float(
         OBJECTIVES[objective].value(model, params, batch)
     )
+
+
+@pytest.mark.parametrize("preconditioner", [EKFAC(), GaussNewtonBartlett(), EmpiricalFisher(None)])
+def test_a_preconditioner_changes_the_way_and_not_the_end(preconditioner):
+    model, params = mlp()
+    batch = unlearn_batch(model, params)
+
+    def solve(solver, preconditioner):
+        objective = OBJECTIVES["ascent"]
+        method = methods.compose("x", objective, GaussNewton(), solver, damping=0.01, preconditioner=preconditioner)
+        state, info = run(method._replace(certify=False), model, params, batch, steps=1)
+        return flat(state.params) - flat(params), int(info.curvature.solve.steps)
+
+    plain, steps = solve(CG(200, 1e-6, None), None)
+    assert steps > 10
+    for solver in (CG(200, 1e-6, None), MINRES(200, 1e-6)):
+        helped, fewer = solve(solver, preconditioner)
+        assert fewer != steps
+        np.testing.assert_allclose(helped, plain, atol=1e-4 * float(jnp.linalg.norm(plain)))
+
+
+def test_a_solver_without_a_preconditioner_says_so():
+    with pytest.raises(ValueError, match="ClosedForm takes no preconditioner"):
+        methods.compose("x", OBJECTIVES["ascent"], EKFAC(), ClosedForm(), damping=1.0, preconditioner=EKFAC())
+
+
+def test_curvature_may_be_taken_off_the_forget_set():
+    """H_retain - a H_forget as a metric: the negative weight reaches the operator."""
+    model, params = mlp()
+    batch = unlearn_batch(model, params)
+    objective = OBJECTIVES["ascent"]
+    metric = (("retain", 1.0), ("forget", -0.5))
+    method = methods.compose("x", objective, Hessian(), MINRES(100, 1e-6), damping=5.0, metric=metric)
+    state, _ = run(method._replace(certify=False), model, params, batch, steps=1)
+    H_r, H_f = (operators.to_dense(Hessian()(model, params, part)) for part in (batch.retain, batch.forget))
+    _, g = objective.value_and_grad(model, params, batch)
+    expected = -jnp.linalg.solve(H_r - 0.5 * H_f + 5.0 * jnp.eye(len(H_r)), flat(g))
+    np.testing.assert_allclose(flat(state.params) - flat(params), expected, atol=1e-4 * float(jnp.abs(expected).max()))
 
 
 def shard(params, batch, mesh):

@@ -11,6 +11,7 @@ from jaxunlearn.accumulate import accumulate
 from jaxunlearn.curvature.kronecker import layout, scores
 from jaxunlearn.curvature.kronecker.paths import map_paths, paths_of
 from jaxunlearn.curvature.kronecker.settings import Settings
+from jaxunlearn.sharding.regions import explicit_mesh, replicate
 from jaxunlearn.types import Batch, Key, Model, Params
 
 
@@ -32,9 +33,17 @@ def per_example_squares(
         return pullback(score(draw).astype(z.dtype))[0]
 
     def squares(draw: Array) -> dict[str, Array]:
-        rows = jax.vmap(gradient, in_axes=(0, 0, None))(batch, ids, draw[0])
-        return {path: jnp.sum(layout.wide(g) ** 2, axis=0) for path, g in rows.items()}
+        if explicit_mesh(batch) is None:
+            rows = jax.vmap(gradient, in_axes=(0, 0, None))(batch, ids, draw[0])
+            return {path: jnp.sum(layout.wide(g) ** 2, axis=0) for path, g in rows.items()}
 
-    one = jax.tree.map(lambda x: x[:1], batch)
-    number = scores.passes(settings, jax.eval_shape(lambda p: one.predict(model, p).logits, params))
+        # On Explicit axes rows and parameters may be split over one mesh axis, which a stack of gradients cannot be
+        # twice. One at a time, each example is seen whole by every device.
+        def square(row: tuple[Batch, Array]) -> dict[str, Array]:
+            example, id = jax.tree.map(lambda x: x[0], row)
+            return {path: layout.wide(g) ** 2 for path, g in gradient(example, id, draw[0]).items()}
+
+        return accumulate(square, replicate((batch, ids)), 1)
+
+    number = scores.passes(settings, jax.eval_shape(lambda p, b: b.predict(model, p).logits, params, batch))
     return accumulate(squares, jnp.arange(number), 1)

@@ -35,7 +35,7 @@ from jaxunlearn.curvature.kronecker.records import squares_of_sum
 from jaxunlearn.curvature.kronecker.settings import Settings
 from jaxunlearn.curvature.kronecker.table import MATRIX, Row, Table, make_table, trace_uses
 from jaxunlearn.taps import Tapped
-from jaxunlearn.types import Batch, Key, Model, Params, examples_in
+from jaxunlearn.types import Batch, Key, Model, Params
 
 Sums = dict[str, dict[str, dict[str, Array]]]
 
@@ -121,6 +121,9 @@ def second_moments(
 ) -> KroneckerFactors:
     """A second pass: squares of each example's gradient along the eigenvectors (`KroneckerEigen.vectors`).
 
+    For one matrix at a time it holds a gradient for each example of the microbatch. A matrix that a loop uses as a
+    constant counts as used once in each iteration, and products of different iterations are left out of its squares.
+
     Raises:
         ValueError: when a matrix is used twice in the same way, whose examples' gradients no tap sees whole.
     """
@@ -158,8 +161,7 @@ def _collect(
             sums |= {path: {"examples": {"S": S}} for path, S in squares.items()}
         return sums, count
 
-    ids = jnp.arange(examples_in(batch), dtype=jnp.uint32)
-    sums, count = accumulate(chunk, (batch, ids), settings.microbatch)
+    sums, count = accumulate(chunk, (batch, layout.row_ids(batch)), settings.microbatch)
     return KroneckerFactors(settings, table, layout.constrain(sums, table, dict(places)), count)
 
 

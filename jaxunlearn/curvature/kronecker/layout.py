@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 
 from jaxunlearn.curvature.kronecker.paths import paths_of
 from jaxunlearn.curvature.kronecker.table import Row, Table, Term
+from jaxunlearn.sharding.regions import explicit_mesh
 from jaxunlearn.taps import axes_of_sum
 from jaxunlearn.types import Params
 
@@ -75,6 +76,17 @@ def spec(place: NamedSharding, row: Row, term: Term | None, name: str, shape: tu
     wanted = axes if name in ("S", "Q") else axes_of_sum(axes, term.use, name, len(shape))
     fitted = [a if n % _ways(place.mesh, a) == 0 else None for a, n in zip(wanted, shape, strict=True)]
     return PartitionSpec(*fitted)
+
+
+def row_ids(batch: PyTree) -> Array:
+    """0, 1, ... for the examples of a batch, spread over the devices like its rows."""
+    leaf = jax.tree.leaves(batch)[0]
+    ids = jnp.arange(leaf.shape[0], dtype=jnp.uint32)
+    mesh = explicit_mesh(leaf)
+    if mesh is None:
+        return ids
+    rows = tuple(jax.typeof(leaf).sharding.spec)[:1]
+    return jax.sharding.reshard(ids, NamedSharding(mesh, PartitionSpec(*rows)))
 
 
 def wide(x: Array) -> Array:
