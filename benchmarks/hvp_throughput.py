@@ -20,47 +20,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from hlo import matmul_flops
 from measure import markdown, samples, where
-
-from jaxunlearn import curvature, losses, models, tree
-from jaxunlearn.models.functional import as_model
-from jaxunlearn.types import Model, Params, TokenBatch
-
-REPEATED = 10
-SIZES = {
-    "1M": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "vocab_size": 2048},
-    "7M": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "vocab_size": 4096},
-    "28M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "vocab_size": 8192},
-    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 32768},
-}
-HEADS = {"1M": 4, "7M": 4, "28M": 8, "1B": 32}
-
-
-class Problem(NamedTuple):
-    """A decoder, a batch on which every token but the first carries loss, and a random direction."""
-
-    config: models.DecoderConfig
-    model: Model
-    params: Params
-    batch: TokenBatch
-    vector: Params
-
-
-class Program(NamedTuple):
-    """A compiled program, its arguments, and how many products one call makes."""
-
-    compiled: Any
-    arguments: tuple
-    products: int = 1
-
-    def run(self) -> Any:
-        return jax.block_until_ready(self.compiled(*self.arguments))
+from routes import SIZES, Problem, Program, ours, plain, problem
 
 
 class Row(NamedTuple):
@@ -71,133 +37,6 @@ class Row(NamedTuple):
     flops: float | None = None
     temporaries: int | None = None
     error: str | None = None
-
-
-def problem(size: str, batch: int, length: int, dtype: str, remat: str) -> Problem:
-    config = models.DecoderConfig(
-        **SIZES[size],
-        num_attention_heads=HEADS[size],
-        num_key_value_heads=HEADS[size] // 2,
-        max_position_embeddings=max(length, 128),
-        tie_word_embeddings=True,
-    )
-    weights, tokens, direction = jax.random.split(jax.random.key(0), 3)
-    model, params = models.init(config, weights, remat=remat, dtype=jnp.dtype(dtype))
-    shape = (batch, length)
-    data = TokenBatch(jax.random.randint(tokens, shape, 0, config.vocab_size), jnp.ones(shape).at[:, 0].set(0.0))
-    return Problem(config, model, params, data, tree.normal_like(direction, params))
-
-
-def gradient(model: Model, params: Params, batch: TokenBatch) -> Params:
-    return jax.grad(lambda p: _mean(losses.nll(model, p, batch)))(params)
-
-
-def repeated(recipe: Callable) -> Callable:
-    """`REPEATED` products of one operator in a loop, as a solver makes them."""
-
-    def products(model: Model, params: Params, batch: TokenBatch, v: Params) -> Params:
-        A = recipe(model, params, batch)
-        return jax.lax.fori_loop(0, REPEATED, lambda _, x: tree.scale(1e-3, A(x)), v)
-
-    return products
-
-
-def once(recipe: Callable) -> Callable:
-    return lambda model, params, batch, v: recipe(model, params, batch)(v)
-
-
-def factors(model: Model, params: Params, batch: TokenBatch) -> tuple[Params, Any]:
-    """The gradient of the loss and the Kronecker factors, as one program."""
-    return gradient(model, params, batch), curvature.kronecker.kronecker_factors(model, params, batch)
-
-
-def ours(p: Problem) -> dict[str, Callable[[], Program]]:
-    """Name -> how to compile it; the gradient first."""
-    point = (p.params, p.batch, p.vector)
-
-    def product(function: Callable, products: int = 1, model: Model = p.model) -> Callable[[], Program]:
-        compiled = jax.jit(function, static_argnums=0).lower
-        return lambda: Program(compiled(model, *point).compile(), point, products)
-
-    def on(function: Callable, *arguments: Any) -> Callable[[], Program]:
-        return lambda: Program(jax.jit(function).lower(*arguments).compile(), arguments)
-
-    def eigen() -> Program:
-        kfac = jax.jit(lambda params, batch: _eigen(p.model, params, batch))(p.params, p.batch)
-
-        def apply(kfac: Any, params: Params, v: Params) -> Params:
-            return curvature.kronecker.from_eigen(kfac, params).damped(1.0).power(-1.0)(v)
-
-        return on(apply, kfac, p.params, p.vector)()
-
-    unremat = as_model(replace(p.model.source, remat="none"))
-    full = as_model(replace(p.model.source, remat="full"))
-    each = f"each of {REPEATED}"
-    return {
-        "gradient": on(lambda params, batch: gradient(p.model, params, batch), p.params, p.batch),
-        "gradient with the loss": on(
-            lambda params, batch: jax.value_and_grad(lambda q: _mean(losses.nll(p.model, q, batch)))(params),
-            p.params,
-            p.batch,
-        ),
-        "Hessian": product(once(curvature.Hessian())),
-        f"Hessian, {each}": product(repeated(curvature.Hessian()), REPEATED),
-        f"Hessian, linearised, {each}": product(repeated(curvature.Hessian(mode="linearize")), REPEATED),
-        f"Hessian, linearised, remat none, {each}": product(
-            repeated(curvature.Hessian(mode="linearize")), REPEATED, unremat
-        ),
-        "Hessian, remat full": product(once(curvature.Hessian()), model=full),
-        "Hessian, finite difference": product(once(curvature.Hessian(mode="finite_difference"))),
-        "Hessian, microbatches of 1": product(once(curvature.Hessian(microbatch=1))),
-        "Gauss-Newton": product(once(curvature.GaussNewton())),
-        f"Gauss-Newton, {each}": product(repeated(curvature.GaussNewton()), REPEATED),
-        f"Gauss-Newton, remat none, {each}": product(repeated(curvature.GaussNewton()), REPEATED, unremat),
-        "Gauss-Newton, microbatches of 1": product(once(curvature.GaussNewton(microbatch=1))),
-        "empirical Fisher, storing the rows": product(once(curvature.EmpiricalFisher())),
-        "empirical Fisher, rows recomputed": product(once(curvature.EmpiricalFisher(stored=False))),
-        "diagonal, Gauss-Newton-Bartlett": product(once(curvature.GaussNewtonBartlett())),
-        "K-FAC factors": on(
-            lambda params, batch: curvature.kronecker.kronecker_factors(p.model, params, batch), p.params, p.batch
-        ),
-        "gradient and K-FAC factors": on(lambda params, batch: factors(p.model, params, batch), p.params, p.batch),
-        "EK-FAC inverse, applied": eigen,
-    }
-
-
-def plain(p: Problem) -> dict[str, Callable[[], Program]]:
-    """The same products as one writes them without this library."""
-
-    def nll(params: Params, tokens: jax.Array) -> jax.Array:
-        log_p = jax.nn.log_softmax(p.model.logits(params, tokens)[:, :-1])
-        return -jnp.mean(jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=-1))
-
-    def hessian(params: Params, tokens: jax.Array, v: Params) -> Params:
-        return jax.jvp(jax.grad(lambda q: nll(q, tokens)), (params,), (v,))[1]
-
-    def optax_style(params: Params, tokens: jax.Array, v: Params) -> jax.Array:
-        from optax.second_order import hvp
-
-        flat, _ = jax.flatten_util.ravel_pytree(v)
-        return hvp(lambda q, inputs, targets: nll(q, inputs), flat, params, tokens, tokens)
-
-    def kfac_jax_style(params: Params, tokens: jax.Array, v: Params) -> Params:
-        """Implicit Gauss-Newton: a forward and a reverse pass over whole logits."""
-
-        def logits(q: Params) -> jax.Array:
-            return p.model.logits(q, tokens)[:, :-1]
-
-        z, pullback = jax.vjp(logits, params)
-        _, dz = jax.jvp(logits, (params,), (v,))
-        prob = jax.nn.softmax(z)
-        return pullback(prob * (dz - jnp.sum(prob * dz, -1, keepdims=True)) / (z.shape[0] * z.shape[1]))[0]
-
-    arguments = (p.params, p.batch.tokens, tree.cast_like(p.vector, p.params))
-    routes = {
-        "plain JAX: jvp of grad": hessian,
-        "as optax.second_order: flattened vector": optax_style,
-        "as kfac-jax: implicit Gauss-Newton": kfac_jax_style,
-    }
-    return {name: lambda f=f: Program(jax.jit(f).lower(*arguments).compile(), arguments) for name, f in routes.items()}
 
 
 def measure(
@@ -286,14 +125,6 @@ def ceiling(dtype: str, clock: Callable[[], float], rounds: int = 7) -> float:
     a = jnp.ones((n, n), dtype)
     dot = jax.jit(lambda a: a @ a)
     return 2.0 * n**3 / min(samples({"dot": lambda: jax.block_until_ready(dot(a))}, rounds, clock)["dot"])
-
-
-def _eigen(model: Model, params: Params, batch: TokenBatch) -> Any:
-    return curvature.kronecker.eigendecompose(curvature.kronecker.kronecker_factors(model, params, batch), params)
-
-
-def _mean(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-    return pair[0] / pair[1]
 
 
 def _ratio(value: float | None, unit: float | None) -> str:

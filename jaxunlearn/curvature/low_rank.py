@@ -13,13 +13,12 @@ is `lambda I`, which is why `span_share` reports how much of a step lies in the 
 
 from dataclasses import dataclass
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn import tree
 from jaxunlearn.operators import Factor, LinearOperator
-from jaxunlearn.sharding.regions import auto
+from jaxunlearn.solvers import block
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -95,9 +94,9 @@ def stored_factor(rows: PyTree, count: Array | float, like: PyTree) -> Factor:
     """`S = G^T / sqrt(count)` with the rows of G at hand."""
 
     def forward(c: Array) -> PyTree:
-        return expand(rows, c / jnp.sqrt(count), like)
+        return block.expand(rows, c / jnp.sqrt(count), like)
 
-    return Factor(forward, lambda v: project(rows, v) / jnp.sqrt(count), like)
+    return Factor(forward, lambda v: block.project(rows, v) / jnp.sqrt(count), like)
 
 
 def _operator(factor: Factor, vectors: Array, values: Array, damping: Array | float, rows: PyTree) -> LowRankOperator:
@@ -106,35 +105,4 @@ def _operator(factor: Factor, vectors: Array, values: Array, damping: Array | fl
 
     return LowRankOperator(
         mv, factor.like, True, factor=factor, vectors=vectors, values=values, damping=damping, rows=rows
-    )
-
-
-def project(rows: PyTree, v: PyTree) -> Float[Array, " m"]:
-    """`G v`: an elementwise product and a sum, which on sharded leaves costs one all-reduce of m numbers."""
-    parts = jax.tree.map(lambda g, x: jnp.sum(g * x[None], axis=tuple(range(1, g.ndim))), rows, v)
-    return jax.tree.reduce(jnp.add, parts)
-
-
-def expand(rows: PyTree, c: Float[Array, " m"], like: PyTree) -> PyTree:
-    """`G^T c`, no communication: the contracted axis is never sharded."""
-    return tree.shard_like(
-        jax.tree.map(lambda g: jnp.tensordot(c.astype(g.dtype), g, axes=1, precision="highest"), rows), like
-    )
-
-
-def gram(rows: PyTree, others: PyTree | None = None) -> Float[Array, "m k"]:
-    """`G H^T` of two sets of rows, `G G^T` of one.
-
-    Contracting one axis at a time keeps sharded leaves in place: no leaf is ever flattened.
-    """
-
-    def leaf(g: Array, h: Array) -> Array:
-        if g.ndim == 1:
-            return g[:, None] * h[None, :]
-        batch = tuple(range(1, g.ndim - 1))
-        products = jax.lax.dot_general(g, h, (((g.ndim - 1,), (g.ndim - 1,)), (batch, batch)), precision="highest")
-        return jnp.sum(products, axis=tuple(range(len(batch))))
-
-    return auto(
-        lambda a, b: jax.tree.reduce(jnp.add, jax.tree.map(leaf, a, b)), rows, rows if others is None else others
     )

@@ -19,9 +19,10 @@ from jaxtyping import Array, PyTree
 from jaxunlearn import tree
 from jaxunlearn.accumulate import accumulate, chunks_of, sum_over
 from jaxunlearn.curvature.forward_mode import jvp
-from jaxunlearn.curvature.low_rank import LowRankOperator, dual_form, gram, stored_factor
+from jaxunlearn.curvature.low_rank import LowRankOperator, dual_form, stored_factor
 from jaxunlearn.operators import Factor
 from jaxunlearn.sharding.regions import explicit_mesh, replicate, split_rows, take_rows
+from jaxunlearn.solvers.block import gram
 from jaxunlearn.types import Params, examples_in
 
 Values = Callable[[Params, PyTree], tuple[Array, Array]]
@@ -90,7 +91,7 @@ def stored_form(values: Values, params: Params, batch: PyTree, *, at_once: int =
     """The dual form from stored rows: m times the parameters in f32."""
     rows, count = gradients(values, params, batch, at_once=at_once)
     count = jnp.where(count > 0, count, 1.0)
-    return dual_form(stored_factor(rows, count, params), gram(rows) / count, rows=rows)
+    return dual_form(stored_factor(rows, count, params), gram(rows, rows) / count, rows=rows)
 
 
 def recomputed_form(

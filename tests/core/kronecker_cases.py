@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from toys import flat, unflatten_like
+from toys import flat, labelled, mlp, unflatten_like
 
 import jaxunlearn as ju
 from jaxunlearn import losses, taps
@@ -94,3 +94,15 @@ def basis(operator, row):
         part = slice(i * m * n, (i + 1) * m * n)
         Q[part, part] = np.kron(left[i], right[i])
     return Q
+
+
+@functools.cache
+def problem(sizes=(6, 5, 3), n=1):
+    """A hand-written classifier in float64, and `n` examples."""
+    model, params = mlp(sizes=sizes, dtype=jnp.float64)
+    return model, params, labelled(n, dtype=jnp.float64)
+
+
+def assert_same(got, expected, atol=1e-12):
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=atol)

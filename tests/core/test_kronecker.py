@@ -1,12 +1,12 @@
 """K-FAC and EK-FAC against dense float64 oracles, and by the theorems that define them."""
 
-from functools import cache, partial
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kronecker_cases import basis, blocks, fisher, lm, tokens
+from kronecker_cases import assert_same, basis, blocks, fisher, lm, problem, tokens
 from toys import labelled, mlp
 
 import jaxunlearn as ju
@@ -27,17 +27,6 @@ from jaxunlearn.curvature.kronecker import (
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-@cache
-def problem(sizes=(6, 5, 3), n=1):
-    model, params = mlp(sizes=sizes, dtype=jnp.float64)
-    return model, params, labelled(n, dtype=jnp.float64)
-
-
-def assert_same(got, expected, atol=1e-12):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=atol)
 
 
 @pytest.mark.parametrize("recipe", [KFAC(labels="exact"), EKFAC(labels="exact")])

@@ -1,12 +1,10 @@
 """The Kronecker operator: powers, damping, accumulation, subsets, and how solvers use it."""
 
-from functools import cache
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from kronecker_cases import blocks, lm, tokens
+from kronecker_cases import assert_same, blocks, lm, problem, tokens
 from toys import flat, labelled, mlp
 
 from jaxunlearn import operators, sharding, solvers, tree
@@ -26,17 +24,6 @@ from jaxunlearn.curvature.kronecker import (
 def x64():
     with jax.enable_x64(True):
         yield
-
-
-@cache
-def problem(sizes=(6, 5, 3), n=1):
-    model, params = mlp(sizes=sizes, dtype=jnp.float64)
-    return model, params, labelled(n, dtype=jnp.float64)
-
-
-def assert_same(got, expected, atol=1e-12):
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=atol)
 
 
 @pytest.mark.parametrize("p", [-1.0, -0.25, 0.5])
