@@ -29,7 +29,8 @@ check: test lint doctest
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/startup.py
-	$(BIN)/python benchmarks/products.py
+	$(BIN)/python benchmarks/hvp_throughput.py --sizes 1M
+	$(BIN)/python benchmarks/solvers.py
 
 $(VENV)/core: constraints.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxunlearn needs Python 3.11 or newer; run make PYTHON=python3.11")'
