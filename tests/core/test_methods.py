@@ -146,13 +146,12 @@ def test_a_preconditioner_changes_the_way_and_not_the_end(preconditioner):
         objective = OBJECTIVES["ascent"]
         method = methods.compose("x", objective, GaussNewton(), solver, damping=0.01, preconditioner=preconditioner)
         state, info = run(method._replace(certify=False), model, params, batch, steps=1)
-        return flat(state.params) - flat(params), int(info.curvature.solve.steps)
+        return flat(state.params) - flat(params), info.curvature.solve.residual_norms[:10]
 
-    plain, steps = solve(CG(200, 1e-6, None), None)
-    assert steps > 10
+    plain, alone = solve(CG(200, 1e-6, None), None)
     for solver in (CG(200, 1e-6, None), MINRES(200, 1e-6)):
-        helped, fewer = solve(solver, preconditioner)
-        assert fewer != steps
+        helped, residuals = solve(solver, preconditioner)
+        assert float(jnp.abs(residuals - alone).max()) > 0.01 * float(alone[0])  # another way
         np.testing.assert_allclose(helped, plain, atol=1e-4 * float(jnp.linalg.norm(plain)))
 
 
