@@ -6,8 +6,9 @@ the same names in capitals, hashable settings called as `recipe(model, params, b
 Which one, with P the bytes of the parameters in f32 and costs in gradients:
 
     recipe                 what it is                      a product              beyond a gradient     powers
-    GaussNewton            metric of the predictions, >= 0 1.1 to 1.5             little                by a solver
-    Hessian                exact, indefinite               2, linearised 1.6-1.8  little, linearised 2x by a solver
+    GaussNewton            metric of the predictions, >= 0 1.6, in a loop 1.2     little                by a solver
+    Hessian                exact, indefinite               2.6, linearised 2.1    1x, linearised 5-11x  by a solver
+    KFAC, EKFAC            blocks, approximate             .4 to .6, 1.7 once     sides squared         exact
     EmpiricalFisher        m true gradients, rank m        2m passes over P       m P                   exact
       stored=False         the same, nothing kept          1.5                    little                m^2/16 once
     TrueFisher             m drawn gradients, E[.] = G     2m passes over P       m P                   exact
