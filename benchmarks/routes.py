@@ -12,6 +12,8 @@ from jaxunlearn.models.functional import as_model
 from jaxunlearn.types import Model, Params, TokenBatch
 
 REPEATED = 10
+# Longest side with a full Kronecker factor: without and with the vocabulary of the sizes below 28M.
+SIDES = (2047, 8192)
 SIZES = {
     "1M": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "vocab_size": 2048},
     "7M": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "vocab_size": 4096},
@@ -75,11 +77,6 @@ def once(recipe: Callable) -> Callable:
     return lambda model, params, batch, v: recipe(model, params, batch)(v)
 
 
-def factors(model: Model, params: Params, batch: TokenBatch) -> tuple[Params, Any]:
-    """The gradient of the loss and the Kronecker factors, as one program."""
-    return gradient(model, params, batch), curvature.kronecker.kronecker_factors(model, params, batch)
-
-
 def ours(p: Problem) -> dict[str, Callable[[], Program]]:
     """Name -> how to compile it; the gradient first."""
     point = (p.params, p.batch, p.vector)
@@ -91,13 +88,24 @@ def ours(p: Problem) -> dict[str, Callable[[], Program]]:
     def on(function: Callable, *arguments: Any) -> Callable[[], Program]:
         return lambda: Program(jax.jit(function).lower(*arguments).compile(), arguments)
 
-    def eigen() -> Program:
-        kfac = jax.jit(lambda params, batch: _eigen(p.model, params, batch))(p.params, p.batch)
+    def both(max_side: int) -> Callable[[], Program]:
+        settings = curvature.KFAC(fisher="empirical", max_side=max_side)
 
+        def one_pass(params: Params, batch: TokenBatch) -> tuple:
+            return curvature.kronecker.gradient_and_factors(p.model, params, batch, settings)
+
+        return on(one_pass, p.params, p.batch)
+
+    def eigen(max_side: int) -> Callable[[], Program]:
         def apply(kfac: Any, params: Params, v: Params) -> Params:
             return curvature.kronecker.from_eigen(kfac, params).damped(1.0).power(-1.0)(v)
 
-        return on(apply, kfac, p.params, p.vector)()
+        def build() -> Program:
+            settings = curvature.KFAC(max_side=max_side)
+            kfac = jax.jit(lambda params, batch: _eigen(p.model, params, batch, settings))(p.params, p.batch)
+            return on(apply, kfac, p.params, p.vector)()
+
+        return build
 
     unremat = as_model(replace(p.model.source, remat="none"))
     full = as_model(replace(p.model.source, remat="full"))
@@ -128,8 +136,10 @@ def ours(p: Problem) -> dict[str, Callable[[], Program]]:
         "K-FAC factors": on(
             lambda params, batch: curvature.kronecker.kronecker_factors(p.model, params, batch), p.params, p.batch
         ),
-        "gradient and K-FAC factors": on(lambda params, batch: factors(p.model, params, batch), p.params, p.batch),
-        "EK-FAC inverse, applied": eigen,
+        "gradient and K-FAC factors": both(SIDES[-1]),
+        "gradient and K-FAC factors, vocabulary diagonal": both(SIDES[0]),
+        "EK-FAC inverse, applied": eigen(SIDES[-1]),
+        "EK-FAC inverse, vocabulary diagonal, applied": eigen(SIDES[0]),
     }
 
 
@@ -169,8 +179,9 @@ def plain(p: Problem) -> dict[str, Callable[[], Program]]:
     return {name: lambda f=f: Program(jax.jit(f).lower(*arguments).compile(), arguments) for name, f in routes.items()}
 
 
-def _eigen(model: Model, params: Params, batch: TokenBatch) -> Any:
-    return curvature.kronecker.eigendecompose(curvature.kronecker.kronecker_factors(model, params, batch), params)
+def _eigen(model: Model, params: Params, batch: TokenBatch, settings: curvature.KFAC) -> Any:
+    found = curvature.kronecker.kronecker_factors(model, params, batch, settings)
+    return curvature.kronecker.eigendecompose(found, params)
 
 
 def _mean(pair: tuple[jax.Array, jax.Array]) -> jax.Array:

@@ -1,5 +1,7 @@
 """K-FAC and EK-FAC of the real decoder: any way to run it gives the same factors, and so do eight devices."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,15 @@ from toys import flat, token_batch
 
 import jaxunlearn as ju
 from jaxunlearn import models, sharding, tree
-from jaxunlearn.curvature.kronecker import EKFAC, KFAC, eigendecompose, kronecker_factors, make_table, second_moments
+from jaxunlearn.curvature.kronecker import (
+    EKFAC,
+    KFAC,
+    eigendecompose,
+    gradient_and_factors,
+    kronecker_factors,
+    make_table,
+    second_moments,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +109,23 @@ def test_any_way_to_run_the_layers_gives_the_same(how, expected, vectors):
 
 def test_microbatches_change_nothing(expected, vectors):
     assert_close(run((("microbatch", 2),), *place(tied=True), vectors[True]), expected[True])
+
+
+@pytest.mark.parametrize("devices", ["one", "auto", "explicit"])
+def test_gradient_and_factors_of_one_pass_are_those_of_two(devices):
+    mesh = None if devices == "one" else sharding.make_mesh(2, 2, 2, explicit=devices == "explicit")
+    settings = KFAC(fisher="empirical", microbatch=None if devices == "one" else 2)
+    model, params, batch, _ = place(mesh, tied=True)
+    loss, gradient, factors = gradient_and_factors(model, params, batch, settings)
+    want = kronecker_factors(model, params, batch, settings)
+    (total, count), grad = jax.jit(jax.value_and_grad(partial(ju.losses.nll, model), has_aux=True))(params, batch)
+    assert float(loss) == pytest.approx(float(total / count), rel=1e-5)
+    assert_close((factors.sums, factors.count), (want.sums, want.count))
+    assert_close([gradient], [tree.scale(1 / count, grad)])
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(params), strict=True):
+        assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+    with pytest.raises(ValueError, match="labels of the data"):
+        gradient_and_factors(model, params, batch, KFAC())
 
 
 def test_bfloat16_parameters_have_f32_factors():

@@ -2,6 +2,7 @@
 
 from jaxunlearn.curvature.kronecker.eigen import KroneckerEigen, eigendecompose
 from jaxunlearn.curvature.kronecker.factors import KroneckerFactors, kronecker_factors, second_moments
+from jaxunlearn.curvature.kronecker.joint import gradient_and_factors
 from jaxunlearn.curvature.kronecker.operator import KroneckerOperator, from_eigen, from_factors, mean_eigenvalues
 from jaxunlearn.curvature.kronecker.recipes import EKFAC, KFAC
 from jaxunlearn.curvature.kronecker.settings import Settings
@@ -21,6 +22,7 @@ __all__ = [
     "eigendecompose",
     "from_eigen",
     "from_factors",
+    "gradient_and_factors",
     "kronecker_factors",
     "load",
     "make_table",

@@ -148,7 +148,7 @@ def _collect(
 
     def chunk(rows: tuple[Batch, Array]) -> tuple[Sums, Array]:
         part, ids = rows
-        nodes = _nodes(table, params, part, model, vectors)
+        nodes = watched(table, params, part, model, vectors)
         sums, count = _tapped_pass(model, settings, params, part, ids, key, nodes, second)
         if second:
             likes = dict(paths_of(params))
@@ -165,7 +165,7 @@ def _collect(
     return KroneckerFactors(settings, table, layout.constrain(sums, table, dict(places)), count)
 
 
-def _nodes(table: Table, params: Params, batch: Batch, model: Model, vectors: dict | None) -> dict[str, Tapped]:
+def watched(table: Table, params: Params, batch: Batch, model: Model, vectors: dict | None) -> dict[str, Tapped]:
     """Each watched parameter with dummies of the sums wanted: factors, or second moments if `vectors` are given."""
     leaves = dict(paths_of(params))
     several = frozenset(row.path for row in table.rows if len(row.terms) > 1) if vectors is not None else frozenset()
