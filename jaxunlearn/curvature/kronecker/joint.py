@@ -1,10 +1,11 @@
 """The gradient and the factors of one backward pass.
 
-A factor pass has almost all that a gradient needs: it goes forward, and it carries gradients back to the output of every
-matrix. With the labels of the data both come from the same cotangents, so that an optimiser pays, beyond its gradient,
-for the products `a^T a` and `g^T g` only.
+A factor pass has almost all that a gradient needs: it goes forward, and it carries gradients back to the output of
+every matrix. With the labels of the data both come from the same cotangents, so that an optimiser pays, beyond its
+gradient, for the products `a^T a` and `g^T g` only.
 
-Reference: Martens and Grosse, ICML 2015; on what the labels of the data change, Kunstner, Balles and Hennig, NeurIPS 2019.
+References: Martens and Grosse, ICML 2015; on what the labels of the data change, Kunstner, Balles and Hennig,
+"Limitations of the empirical Fisher approximation for natural gradient descent", NeurIPS 2019.
 """
 
 from functools import partial
