@@ -8,8 +8,6 @@ mean over what happens to be finite would flatter a model that broke.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.evals.catalogue import METRICS
+from jaxunlearn.files import write_new
 
 Measure = dict[str, Any]
 Result = dict[str, Measure]
@@ -74,30 +73,8 @@ def why_missing(measure: Mapping[str, Any]) -> str | None:
 
 
 def write_result(path: str | Path, result: Result) -> Path:
-    """Writes a result as strict JSON; see `write_new`."""
+    """Writes a result as strict JSON; see `files.write_new`."""
     return write_new(path, json.dumps(result, indent=1, allow_nan=False, ensure_ascii=False).encode())
-
-
-def write_new(path: str | Path, content: bytes) -> Path:
-    """Writes a file whole or not at all, under a temporary name first; an existing file is never overwritten.
-
-    Errors:
-        ValueError: `path` exists.
-    """
-    path = Path(path)
-    if path.exists():
-        raise ValueError(f"{path} exists and is not overwritten; choose another name or move it away")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
 
 
 def _empty(name: str) -> Measure:

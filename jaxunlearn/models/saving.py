@@ -6,9 +6,7 @@ or absent, and nothing that exists is overwritten.
 """
 
 import json
-import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +15,7 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
+from jaxunlearn.files import new_folder, refuse_folder
 from jaxunlearn.models.checkpoint_files import INDEX, SINGLE
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.functional import Decoder
@@ -66,31 +65,17 @@ def save(
     decoder = model.source
     if not isinstance(decoder, Decoder):
         raise ValueError("save() writes decoders made by models.load or models.init; keep other models with orbax")
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists already and is not an empty folder; choose another output folder")
+    refuse_folder(target)
     params = join_layers(params)
     _check(decoder.config, params)
     tokenizer = decoder.folder if tokenizer is None else tokenizer
     if isinstance(tokenizer, str | Path) and not Path(tokenizer).is_dir():
         raise ValueError(f"tokenizer={str(tokenizer)!r} is not a folder; pass a tokenizer or a folder that holds one")
 
-    writes = jax.process_index() == 0
-    temporary = None
-    if writes:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        _write_weights(temporary, decoder.config, params, max_shard_size)
-        if temporary is not None:
-            _write_rest(temporary, decoder, params, tokenizer, {"README.md": card, **(extra or {})})
-            os.chmod(temporary, 0o755)
-            if target.exists():
-                target.rmdir()
-            temporary.rename(target)
-    except BaseException:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with new_folder(target) as out:
+        _write_weights(out, decoder.config, params, max_shard_size)
+        if out is not None:
+            _write_rest(out, decoder, params, tokenizer, {"README.md": card, **(extra or {})})
     return target
 
 

@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxunlearn.evals.result import write_new
+from jaxunlearn.files import write_new
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxunlearn.evals.result import write_new
+from jaxunlearn.files import write_new
 from jaxunlearn.reports.inline import inline_svg
 from jaxunlearn.reports.layout import Layout
 from jaxunlearn.reports.verdict import Verdict

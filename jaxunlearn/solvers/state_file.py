@@ -7,7 +7,6 @@ continued without complaint and end in a wrong answer, so a difference is an err
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from jaxunlearn import tree
+from jaxunlearn.files import new_file
 from jaxunlearn.sharding.regions import auto
 
 State = TypeVar("State", bound=PyTree)
@@ -56,26 +56,19 @@ def save_state(path: str | Path, state: PyTree, problem: Mapping[str, str] | Non
     """Write a solver state. On several processes all call it, and the first one writes.
 
     Args:
-        path: the file; its folder must exist.
+        path: the file, which replaces one of the name.
         state: a pytree of arrays.
         problem: the `fingerprint` to compare on loading.
     """
     from safetensors.numpy import save_file
 
-    path = Path(path)
     arrays = {name: _on_host(leaf) for name, leaf in _named(state)}
     if jax.process_index() != 0:
         return
     metadata = {"format": FORMAT, "state": type(state).__name__}
     metadata |= {f"problem.{name}": value for name, value in (problem or {}).items()}
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with new_file(path, replace=True) as temporary:
         save_file(arrays, temporary, metadata)
-        with open(temporary, "rb") as file:  # the rename must not reach the disk before the bytes do
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_state(path: str | Path, like: State, problem: Mapping[str, str] | None = None) -> State:

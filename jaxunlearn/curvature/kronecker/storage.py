@@ -8,9 +8,6 @@ overwritten.
 """
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -30,6 +27,7 @@ from jaxunlearn.curvature.kronecker.paths import paths_of
 from jaxunlearn.curvature.kronecker.recipes import EKFAC, KFAC
 from jaxunlearn.curvature.kronecker.settings import Settings
 from jaxunlearn.curvature.kronecker.table import Row, Table, Term
+from jaxunlearn.files import new_folder, refuse_folder
 from jaxunlearn.types import Params
 
 RECIPES = {cls.__name__: cls for cls in (Settings, KFAC, EKFAC)}
@@ -47,9 +45,7 @@ def save(folder: str | Path, state: KroneckerFactors | KroneckerEigen, *, max_sh
     Raises:
         ValueError: when the folder holds something already.
     """
-    target = Path(folder)
-    if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise ValueError(f"{target} exists already and is not an empty folder; choose another output folder")
+    refuse_folder(folder)
     shards = list(_shards(_arrays(state), max_shard_size))
     names = [f"kronecker-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     about = {
@@ -59,23 +55,10 @@ def save(folder: str | Path, state: KroneckerFactors | KroneckerEigen, *, max_sh
         "files": {key: name for name, shard in zip(names, shards, strict=True) for key in shard},
         "mean_eigenvalues": _means(state),
     }
-    temporary = None
-    if jax.process_index() == 0:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with new_folder(folder) as out:
         for name, shard in zip(names, shards, strict=True):
-            _write(None if temporary is None else temporary / name, shard, about)
-        if temporary is not None:
-            os.chmod(temporary, 0o755)
-            if target.exists():
-                target.rmdir()
-            temporary.rename(target)
-    except BaseException:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    return target
+            _write(None if out is None else out / name, shard, about)
+    return Path(folder)
 
 
 def load(folder: str | Path, params: Params) -> KroneckerFactors | KroneckerEigen:
