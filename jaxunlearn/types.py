@@ -103,10 +103,14 @@ class TokenBatch(NamedTuple):
             logits = _at(model.logits(params, self.tokens), before)
         return Predictions(logits, *self._labels())
 
-    def places(self, model: Model, params: Params) -> Places:
-        """The same places before the head; `model.head` of their hidden states gives the logits of `predict`."""
+    def places(self, model: Model, params: Params, layer: int | None = None) -> Places:
+        """The same places before the head; `model.head` of their hidden states gives the logits of `predict`.
+
+        With `layer`, the residual stream after that many layers instead, of which none above is computed.
+        """
         before = None if self.positions is None else jnp.maximum(self.positions - 1, 0)
-        return Places(_at(model.hidden(params, self.tokens), before), *self._labels())
+        asked = () if layer is None else (layer,)
+        return Places(_at(model.hidden(params, self.tokens, *asked), before), *self._labels())
 
     def _labels(self) -> tuple[Array, Array]:
         if self.positions is None:
@@ -159,20 +163,40 @@ class Reference(NamedTuple):
         forget_nll: sequence NLL of each forget example (sum over loss tokens, nats), shape [B].
         retain_top: the original distribution on the retain examples, for a KL retain term.
         counterfactual_top: the distribution to match on the forget examples (see `counterfactual_matching`).
+        alternative_nll: sequence NLL of each alternative answer, nats, shape [B].
+        forget_top: the original distribution on the forget examples, the true class always among the k.
+        retain_top_all: as `retain_top`, at all T places of each row: prompt, answer and padding.
+        retain_hidden: residual stream at the places of retain after the layer a method asks for, shape [R, P, D].
     """
 
     forget_nll: Float[Array, " B"] | None = None
     retain_top: TopK | None = None
     counterfactual_top: TopK | None = None
+    alternative_nll: Float[Array, " B"] | None = None
+    forget_top: TopK | None = None
+    retain_top_all: TopK | None = None
+    retain_hidden: Float[Array, "R P D"] | None = None
 
 
 class UnlearnBatch(NamedTuple):
-    """One step's data: what to forget, what to keep, and what the original model said about them."""
+    """One step's data: what to forget, what to keep, and what the original model said about them.
+
+    Attributes:
+        forget: examples to forget.
+        retain: examples to keep.
+        alternative: the prompts of `forget`, row by row, with the answers to give instead.
+        reference: what the original model said.
+        curvature: curvature taken beforehand, for the methods that read it: a store of `curvature.stored`, for example
+            what `curvature.kronecker.load` gives. It takes the place of retain examples.
+        retain_alternative: the prompts of `retain`, row by row, with answers not to give (refusals).
+    """
 
     forget: Any
     retain: Any = None
     alternative: Any = None
     reference: Reference | None = None
+    curvature: Any = None
+    retain_alternative: Any = None
 
 
 def _at(x: Float[Array, "B T _"], index: Int[Array, "B P"] | None) -> Float[Array, "B P _"]:

@@ -14,7 +14,8 @@ def main(argv: Sequence[str]) -> None:
 
     for name, entry in CATALOGUE.items():
         parameters = inspect.signature(entry.make).parameters.values()
-        defaults = {p.name: p.default for p in parameters if p.name != "optimizer"} | dict(entry.run_options)
+        defaults = {p.name: "(to be given)" if p.default is p.empty else p.default for p in parameters}
+        defaults = {name: value for name, value in defaults.items() if name != "optimizer"} | dict(entry.run_options)
         print(f"{name}  ({entry.family}; {entry.source})")
         print(f"    needs   {entry.needs}")
         print(f"    cost    {entry.cost} a step")

@@ -1,77 +1,72 @@
-"""First-order recipes: an objective under a plain optimiser. They are the baselines every comparison includes."""
+"""First-order recipes: `forget_weight * forget term + retain_weight * retain term` under a plain optimiser.
 
-from typing import Literal
+They are the baselines every comparison includes. This file holds what the families share: the retain terms, and the
+step from terms to a `Method`. The optimiser is AdamW without weight decay unless another is given.
+"""
+
+from typing import Literal, get_args
 
 import optax
 
 from jaxunlearn.methods.method import Method
-from jaxunlearn.objectives import NLL, NPO, KLRetain, Objective
+from jaxunlearn.objectives import NLL, AnswerPreservation, KLRetain, Objective, Term, needs_of
 
 ASCENT = (-1.0, NLL("forget"))
+Retain = Literal["nll", "kl", "none", "kl_all_positions", "answer"]
+Terms = tuple[tuple[float, Term], ...]
+
+_KEEPS: dict[str, tuple[Term, ...]] = {
+    "nll": (NLL("retain"),),
+    "kl": (KLRetain(),),
+    "none": (),
+    "kl_all_positions": (KLRetain("all_positions"),),
+    "answer": (AnswerPreservation(),),
+}
 
 
-def grad_ascent(*, learning_rate: float = 1e-5, optimizer: optax.GradientTransformation | None = None) -> Method:
-    """Gradient ascent on the forget set: minimise `-NLL_f`.
-
-    It has no minimum: without a stop rule it destroys the model.
+def keep(name: str, retain: Retain, weight: float) -> Terms:
+    """The retain part of the recipe `name`.
 
     Args:
-        learning_rate: of AdamW without weight decay, when `optimizer` is not given.
-        optimizer: any optax transformation.
+        name: of the recipe, for the message.
+        retain: `"nll"`; `"kl"` against the original model, over loss tokens; `"kl_all_positions"`, averaged over
+            prompt and padding too, as in the released code of TOFU; `"answer"`, the answer preferred over a refusal;
+            or `"none"`.
+        weight: of the term.
+    """
+    if retain not in _KEEPS:
+        raise ValueError(f"{name}(retain={retain!r}): choose one of {', '.join(map(repr, get_args(Retain)))}")
+    return tuple((weight, term) for term in _KEEPS[retain])
 
-    Reference: Jang et al., "Knowledge unlearning for mitigating privacy risks in language models", ACL 2023.
+
+def first_order(
+    name: str,
+    forget: Terms,
+    retain: Terms = (),
+    *,
+    learning_rate: float,
+    optimizer: optax.GradientTransformation | None = None,
+    alternative: str | None = None,
+) -> Method:
+    """The recipe `name`: minimise the sum of all terms with `optimizer`, or AdamW without weight decay.
+
+    `alternative` says where a run takes other answers from; see `Method`.
 
     Example:
-        >>> grad_ascent(learning_rate=1e-4).name
-        'grad_ascent'
+        >>> from jaxunlearn.objectives import SimNPO
+        >>> first_order("mine", ((1.0, SimNPO()),), keep("mine", "kl", 1.0), learning_rate=1e-5).needs
+        ('retain_top',)
     """
-    return _first_order("grad_ascent", Objective((ASCENT,)), learning_rate, optimizer)
+    terms = forget + retain
+    transform = descent(name, learning_rate, optimizer)
+    return Method(name, Objective(terms), transform, needs_of(terms), alternative=alternative)
 
 
-def grad_diff(
-    *,
-    learning_rate: float = 1e-5,
-    forget_weight: float = 1.0,
-    retain_weight: float = 1.0,
-    optimizer: optax.GradientTransformation | None = None,
-) -> Method:
-    """Gradient difference: minimise `-forget_weight NLL_f + retain_weight NLL_r`.
-
-    Reference: Liu et al., "Continual learning and private unlearning", CoLLAs 2022; Maini et al., "TOFU", 2024.
-    """
-    objective = Objective(((-forget_weight, NLL("forget")), (retain_weight, NLL("retain"))))
-    return _first_order("grad_diff", objective, learning_rate, optimizer)
-
-
-def npo(
-    *,
-    beta: float = 0.1,
-    learning_rate: float = 1e-5,
-    retain: Literal["nll", "kl", "none"] = "nll",
-    retain_weight: float = 1.0,
-    optimizer: optax.GradientTransformation | None = None,
-) -> Method:
-    """Negative preference optimisation, `-(2/beta) mean log s(beta (NLL_i - NLL_i^ref))`, plus a retain term.
-
-    Args:
-        beta: inverse temperature; beta -> 0 is gradient ascent.
-        learning_rate: of AdamW without weight decay, when `optimizer` is not given.
-        retain: the retain term, `"nll"`, `"kl"` (against the original model) or `"none"`.
-        retain_weight: its weight.
-        optimizer: any optax transformation.
-
-    Reference: Zhang et al., "Negative preference optimization: from catastrophic collapse to effective
-    unlearning", COLM 2024.
-    """
-    kept = {"nll": ((retain_weight, NLL("retain")),), "kl": ((retain_weight, KLRetain()),), "none": ()}
-    if retain not in kept:
-        raise ValueError(f"npo(retain={retain!r}): choose one of {', '.join(map(repr, kept))}")
-    needs = ("forget_nll", "retain_top") if retain == "kl" else ("forget_nll",)
-    return _first_order("npo", Objective(((1.0, NPO(beta)), *kept[retain])), learning_rate, optimizer, needs)
-
-
-def _first_order(name, objective, learning_rate, optimizer, needs=()) -> Method:
+def descent(
+    name: str, learning_rate: float, optimizer: optax.GradientTransformation | None
+) -> optax.GradientTransformationExtraArgs:
+    """`optimizer`, or AdamW without weight decay; takes the extra arguments every method's transformation gets."""
     if not learning_rate > 0:
         raise ValueError(f"{name}(learning_rate={learning_rate}): give a positive learning rate")
     optimizer = optax.adamw(learning_rate, weight_decay=0.0) if optimizer is None else optimizer
-    return Method(name, objective, optax.with_extra_args_support(optimizer), needs)
+    return optax.with_extra_args_support(optimizer)

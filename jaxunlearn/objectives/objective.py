@@ -19,7 +19,10 @@ from jaxunlearn.types import Model, Params, UnlearnBatch, examples_in
 
 
 class Term(Protocol):
-    """One loss: what it reads from the batch, and its value there."""
+    """One loss: what it reads from the batch, and its value there.
+
+    A term that reads stored answers of the original model names the fields of `Reference` in an attribute `needs`.
+    """
 
     def rows(self, batch: UnlearnBatch) -> dict:
         """The parts of the batch this term reads, all with the same number of examples, by name; they are split
@@ -80,6 +83,16 @@ def need(value, part: str, remedy: str):
     if value is None:
         raise ValueError(f"this objective needs UnlearnBatch.{part}, which is None: {remedy}")
     return value
+
+
+def stored(batch: UnlearnBatch, part: str, remedy: str):
+    """`batch.reference.<part>`, or a ValueError that says how to compute and store it."""
+    return need(None if batch.reference is None else getattr(batch.reference, part), f"reference.{part}", remedy)
+
+
+def needs_of(terms: tuple[tuple[float, Term], ...]) -> tuple[str, ...]:
+    """The stored parts that the terms read, each once."""
+    return tuple(dict.fromkeys(part for _, term in terms for part in getattr(term, "needs", ())))
 
 
 def _safe(count: Array) -> Array:

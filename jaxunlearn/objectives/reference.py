@@ -12,15 +12,51 @@ from jaxunlearn import losses
 from jaxunlearn.types import Batch, Model, Params, TokenBatch, TopK
 
 
-def forget_nll(model: Model, params: Params, batch: Batch) -> Float[Array, " B"]:
-    """Sequence NLL of each example: the sum over its loss tokens, nats."""
+def sequence_nll(model: Model, params: Params, batch: Batch) -> Float[Array, " B"]:
+    """NLL of each example, the sum over its loss tokens, nats: `Reference.forget_nll` and `alternative_nll`."""
     return losses.example_nll(model, params, batch)[0]
+
+
+forget_nll = sequence_nll
 
 
 def top(model: Model, params: Params, batch: Batch, k: int = 64) -> TopK:
     """The `k` likeliest classes at every loss token; all of them when the vocabulary is smaller."""
     predictions = batch.predict(model, params)
     return _top(losses.log_probs(predictions), (predictions.weights > 0).astype(jnp.float32), k)
+
+
+def top_with_target(model: Model, params: Params, batch: Batch, k: int = 64) -> TopK:
+    """The true class and the `k - 1` likeliest others at every loss token (at least one): `Reference.forget_top`.
+
+    Example:
+        >>> from jaxunlearn.types import LabelledBatch
+        >>> model = Model(logits=lambda w, x: x @ w)
+        >>> batch = LabelledBatch(jnp.ones((1, 1)), jnp.array([0]))
+        >>> top_with_target(model, jnp.array([[0.0, 1.0, 2.0]]), batch, k=2).ids.tolist()  # 0 is true, 2 is likely
+        [[[0, 2]]]
+    """
+    predictions = batch.predict(model, params)
+    logp = losses.log_probs(predictions)
+    hit = jnp.arange(logp.shape[-1]) == predictions.targets[..., None]
+    _, ids = jax.lax.top_k(jnp.where(hit, jnp.inf, logp), min(max(k, 2), logp.shape[-1]))
+    weights = (predictions.weights > 0).astype(jnp.float32)
+    return TopK(ids.astype(jnp.int32), jnp.take_along_axis(logp, ids, axis=-1), weights)
+
+
+def top_all(model: Model, params: Params, batch: Batch, k: int = 64) -> TopK:
+    """As `top`, at all places of each row that has loss anywhere, padding included: `Reference.retain_top_all`."""
+    if isinstance(batch, TokenBatch):
+        batch = batch._replace(positions=None)
+    predictions = batch.predict(model, params)
+    real = jnp.any(predictions.weights > 0, axis=-1, keepdims=True)
+    weights = jnp.broadcast_to(real, predictions.weights.shape).astype(jnp.float32)
+    return _top(losses.log_probs(predictions), weights, k)
+
+
+def hidden(model: Model, params: Params, batch: TokenBatch, layer: int) -> Float[Array, "B P D"]:
+    """The residual stream after `layer` blocks at the places that predict loss tokens: `Reference.retain_hidden`."""
+    return batch.places(model, params, layer).hidden
 
 
 def counterfactual_top(

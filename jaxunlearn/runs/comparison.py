@@ -161,7 +161,7 @@ def _write_report(out: Path, found: Comparison) -> None:
         ),
     ]
     info = found.outcomes[found.best].run.info
-    certificate = describe(info.certificate, info.curvature).splitlines()
+    certificate = describe(info.certificate, info.curvature, info.noise).splitlines()
     columns = found.columns
     reports.write_page(
         out / "report.html",

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from jaxunlearn.curvature import kronecker
 from jaxunlearn.data import Encoded, pair
 from jaxunlearn.methods import Method
 from jaxunlearn.runs.references import Stored
@@ -66,14 +67,14 @@ def forget(
         advance: called with the numbers of each step.
     """
     batch_size, retain_size = min(batch_size, len(forget_set)), min(retain_size, len(retain_set))
+    curvature = None if method.factors is None else kronecker.load(method.factors, params)
     state = init(method, model, params, key=jax.random.key(seed))
     step = _compiled(method, model)
     history: list[dict[str, float]] = []
     info, stopped, products = None, "steps", 0
     pairs = pair(forget_set, retain_set, batch_size, retain_size=retain_size, seed=seed, epochs=steps)
     for one, _ in zip(pairs, range(steps), strict=False):
-        batch = one.batch._replace(reference=stored.rows(one.forget_rows, one.retain_rows))
-        state, info = step(state, shard_batch(batch, mesh))
+        state, info = step(state, shard_batch(stored.complete(one), mesh)._replace(curvature=curvature))
         facts = numbers(info)
         products += int(facts.get("products", 0))
         history.append(facts)

@@ -35,18 +35,24 @@ def make_method(name: str, options: Sequence[str] = ()) -> Method:
                 f"--option {option}: {name} has no such option{_nearest(key, known)}; it has {', '.join(known)}"
             )
         values[key] = _convert(option, value, hints[key])
+    missing = [p.name for p in known.values() if p.default is p.empty and p.name not in values]
+    if missing:
+        raise ValueError(f"--method {name} needs a value for {', '.join(missing)}: add --option {missing[0]}=...")
     return recipe(**values)
 
 
 def _convert(option: str, value: str, hint: type):
-    choices = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    choices = typing.get_args(hint) if union else (hint,)
     if type(None) in choices and value.lower() == "none":
         return None
-    if typing.get_origin(hint) is typing.Literal:
-        if value not in typing.get_args(hint):
-            raise ValueError(f"--option {option}: choose one of {', '.join(typing.get_args(hint))}")
-        return value
     kind = next(c for c in choices if c is not type(None))
+    if typing.get_origin(kind) is typing.Literal:
+        if value not in typing.get_args(kind):
+            raise ValueError(f"--option {option}: choose one of {', '.join(typing.get_args(kind))}")
+        return value
+    if kind is str:
+        return value
     try:
         number = kind(value)
         if not math.isfinite(number):

@@ -1,6 +1,7 @@
 """What the model said before unlearning, for every record of a run, computed once and kept on the host."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxunlearn.data import Counterfactuals, Encoded, collate, counterfactuals, shapes_of
+from jaxunlearn.data import Counterfactuals, Encoded, PairStep, collate, counterfactuals, shapes_of
 from jaxunlearn.methods import Method
-from jaxunlearn.objectives import reference
+from jaxunlearn.objectives import ActivationMatch, reference
+from jaxunlearn.runs.alternatives import Alternatives
 from jaxunlearn.sharding import shard_batch
-from jaxunlearn.types import Model, Params, Reference, TopK
+from jaxunlearn.types import Model, Params, Reference, TokenBatch, TopK, UnlearnBatch
 
 
 class Stored(NamedTuple):
@@ -24,24 +26,42 @@ class Stored(NamedTuple):
         covered: share of each forget record's loss tokens that have a counterfactual answer; None when not computed.
         unseen_nll: mean NLL (nats per token) of the forget answers when the model is asked about entities it has
             never heard of: how an answer reads that was never learned. None without counterfactuals.
+        alternatives: other answers by record, where the method asks for some.
     """
 
     forget: Reference
     retain: Reference
     covered: np.ndarray | None
     unseen_nll: float | None
+    alternatives: Alternatives = Alternatives()
 
     def rows(self, forget_rows: np.ndarray, retain_rows: np.ndarray) -> Reference:
         """The references of one batch."""
-        return Reference(
-            forget_nll=_take(self.forget.forget_nll, forget_rows),
-            retain_top=_take(self.retain.retain_top, retain_rows),
-            counterfactual_top=_take(self.forget.counterfactual_top, forget_rows),
+        parts = zip(self.forget, self.retain, strict=True)
+        return Reference(*(_take(f, forget_rows) if r is None else _take(r, retain_rows) for f, r in parts))
+
+    def complete(self, step: PairStep) -> UnlearnBatch:
+        """The step's batch with its references and its other answers; rows that fill up carry no loss there either."""
+        answers, refusals = self.alternatives
+        if step.batch.retain is None:
+            refusals = None
+        return step.batch._replace(
+            reference=self.rows(step.forget_rows, step.retain_rows),
+            alternative=None if answers is None else _answers(answers, step.forget_rows, step.real),
+            retain_alternative=None if refusals is None else _answers(refusals, step.retain_rows),
         )
 
 
 def _take(stored: Any, rows: np.ndarray) -> Any:
     return jax.tree.map(lambda x: x[rows], stored)
+
+
+def _answers(encoded: Sequence[Encoded], rows: np.ndarray, real: int | None = None) -> TokenBatch:
+    length, places = shapes_of(encoded)
+    batch = collate([encoded[row] for row in rows], length=length, places=places)
+    if real is not None:
+        batch.loss_mask[real:] = 0.0
+    return batch
 
 
 def store(
@@ -52,6 +72,7 @@ def store(
     retain: Sequence[Encoded],
     *,
     prompts: Counterfactuals | None,
+    alternatives: Alternatives | None = None,
     top_k: int = 64,
     batch_size: int = 16,
     mesh: Mesh | None = None,
@@ -65,6 +86,7 @@ def store(
         params: of the model before unlearning.
         forget, retain: all records of the run.
         prompts: counterfactual forget prompts, or None.
+        alternatives: other answers, kept with the references.
         top_k: classes kept per place.
         batch_size: records a device call (forget records count K times under substitution).
         mesh: where batches are put.
@@ -74,20 +96,29 @@ def store(
     def on_rows(f: Callable, *trees: Any) -> Any:
         return _by_rows(f, model, params, trees, batch_size, mesh, advance)
 
-    needs = method.needs
-    forget_nll = on_rows(reference.forget_nll, _batch(forget)) if "forget_nll" in needs else None
-    retain_top = on_rows(_retain_top(top_k), _batch(retain)) if "retain_top" in needs else None
+    needs, alternatives = method.needs, alternatives or Alternatives()
+    parts = {
+        "forget_nll": (reference.sequence_nll, forget),
+        "alternative_nll": (reference.sequence_nll, alternatives.forget),
+        "forget_top": (partial(_top, reference.top_with_target, top_k), forget),
+        "retain_top": (partial(_top, reference.top, top_k), retain),
+        "retain_top_all": (partial(_top, reference.top_all, top_k), retain),
+        "retain_hidden": (partial(_hidden, _layer_of(method)), retain),
+    }
+    found = {name: on_rows(f, _batch(records)) for name, (f, records) in parts.items() if name in needs}
+    of_retain = Reference(**{name: part for name, part in found.items() if name.startswith("retain")})
+    of_forget = Reference(**{name: part for name, part in found.items() if not name.startswith("retain")})
     answers = unseen = covered = None
     if prompts is not None:
         size = max(1, batch_size // 4)
         batch = _batch(forget)
         asked = (prompts.tokens, prompts.places, np.take_along_axis(batch.tokens, batch.positions, axis=1))
-        found = _by_rows(_counterfactual(top_k), model, params, asked, size, mesh, advance)
-        answers, (nll, count) = found
+        answers, (nll, count) = _by_rows(_counterfactual(top_k), model, params, asked, size, mesh, advance)
         covered = prompts.covered
         unseen = float(nll.sum() / max(count.sum(), 1.0)) if count.sum() > 0 else None
-    wanted = answers if "counterfactual_top" in needs else None
-    return Stored(Reference(forget_nll, None, wanted), Reference(None, retain_top, None), covered, unseen)
+    if "counterfactual_top" in needs:
+        of_forget = of_forget._replace(counterfactual_top=answers)
+    return Stored(of_forget, of_retain, covered, unseen, alternatives)
 
 
 def substitute(
@@ -110,8 +141,17 @@ def _batch(encoded: Sequence[Encoded]):
     return collate(encoded, length=length, places=places)
 
 
-def _retain_top(k: int):
-    return lambda model, params, batch: reference.top(model, params, batch, k)
+def _top(f: Callable, k: int, model: Model, params: Params, batch: TokenBatch) -> TopK:
+    return f(model, params, batch, k)
+
+
+def _hidden(layer: int | None, model: Model, params: Params, batch: TokenBatch) -> Array:
+    return reference.hidden(model, params, batch, layer)
+
+
+def _layer_of(method: Method) -> int | None:
+    """After how many layers the method wants its hidden states."""
+    return next((term.layer for _, term in method.objective.terms if isinstance(term, ActivationMatch)), None)
 
 
 def _counterfactual(k: int):

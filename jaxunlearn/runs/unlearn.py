@@ -8,6 +8,7 @@ import jax
 from jaxunlearn import data, models
 from jaxunlearn.certificate import describe
 from jaxunlearn.methods import CATALOGUE, Method
+from jaxunlearn.runs import alternatives
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.fit import mean_nll
 from jaxunlearn.runs.forget import Forgotten, forget
@@ -32,16 +33,22 @@ def unlearn(settings: Unlearn) -> Path:
     kept, gone = (data.read(source, fields=settings.text.fields) for source in (settings.retain, settings.forget))
     data.check_overlap(gone, kept)
     forget_set, retain_set = reads.encode(gone), reads.encode(kept)
+    others = alternatives.written(method, gone, kept, reads, settings.seed)
     holdout = reads.read(settings.holdout) if settings.holdout else None
     start = time.monotonic()
     with Reporter() as reporter:
         prompts = _prompts(settings, method, forget_set, retain_set, reads, reporter)
         mesh = settings.devices.mesh()
         model, params = models.load(settings.model, mesh=mesh)
+        if method.alternative == "sampled":
+            answers = alternatives.sampled(
+                model, params, forget_set, reads.tokenizer, max_length=reads.max_length, seed=settings.seed
+            )
+            others = others._replace(forget=answers)
         with reporter.stage("asking the original model", len(forget_set)) as stage:
             stored = store(
                 method, model, params, forget_set, retain_set,
-                prompts=prompts, top_k=settings.top_k, mesh=mesh, advance=stage.advance,
+                prompts=prompts, alternatives=others, top_k=settings.top_k, mesh=mesh, advance=stage.advance,
             )  # fmt: skip
         stop = settings.stop_at_nll
         if stop is None and entry.ascends:
@@ -59,7 +66,7 @@ def unlearn(settings: Unlearn) -> Path:
                 mesh=mesh,
                 advance=stage.advance,
             )  # fmt: skip
-        certificate = describe(done.info.certificate, done.info.curvature)
+        certificate = describe(done.info.certificate, done.info.curvature, done.info.noise)
         reporter.say(certificate)
         skipped = sum(not step["applied"] for step in done.history)
         if skipped == len(done.history):

@@ -1,0 +1,57 @@
+"""Stored curvature in a run: factors are read from their folder and travel in every batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn.curvature import KFAC
+from jaxunlearn.curvature.kronecker import eigendecompose, kronecker_factors, save
+from jaxunlearn.data import collate, shapes_of
+from jaxunlearn.runs.forget import forget
+from jaxunlearn.runs.options import make_method
+from jaxunlearn.runs.references import Stored
+from jaxunlearn.types import Reference
+
+NOTHING = Stored(Reference(), Reference(), None, None)
+
+
+@pytest.fixture(scope="module")
+def folder(encoded, tmp_path_factory):
+    length, places = shapes_of(encoded.retain)
+    batch = collate(encoded.retain, length=length, places=places)
+    recipe = KFAC(only=("layers/*",))
+    eigen = eigendecompose(kronecker_factors(encoded.model, encoded.params, batch, recipe), encoded.params)
+    return str(save(tmp_path_factory.mktemp("stored") / "factors", eigen))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("kfade", ("max_kl=1e-2",)), ("kfac_edit", ("rho=0.5",))], ids=["kfade", "kfac_edit"]
+)
+def test_a_run_reads_factors_from_their_folder(encoded, folder, name, options):
+    method = make_method(name, [*options, f"factors={folder}"])
+    done = forget(
+        method, encoded.model, jax.tree.map(jnp.copy, encoded.params), encoded.forget, encoded.retain, NOTHING,
+        steps=2, batch_size=4, retain_size=4,
+    )  # fmt: skip
+    assert all(line["applied"] == 1.0 for line in done.history)
+    assert done.history[0]["update_norm"] > 0
+    layers = lambda params: np.concatenate([np.ravel(x) for x in jax.tree.leaves(params["layers"])])
+    assert np.abs(layers(done.state.params) - layers(encoded.params)).max() > 0
+    if name == "kfade":
+        assert done.history[1]["forget_nll"] > done.history[0]["forget_nll"]
+        rest = {key: value for key, value in encoded.params.items() if key != "layers"}
+        for path, value in jax.tree.leaves_with_path(rest):
+            after = done.state.params
+            for key in path:
+                after = after[key.key]
+            np.testing.assert_array_equal(after, value)  # they have no factor
+
+
+def test_a_folder_that_is_not_there_is_named(encoded, tmp_path):
+    method = make_method("kfade", [f"factors={tmp_path / 'nowhere'}"])
+    with pytest.raises(ValueError, match=r"nowhere holds no kronecker-\*\.safetensors"):
+        forget(
+            method, encoded.model, encoded.params, encoded.forget, encoded.retain, NOTHING,
+            steps=1, batch_size=4, retain_size=4,
+        )  # fmt: skip
