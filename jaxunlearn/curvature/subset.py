@@ -19,8 +19,8 @@ Select = Callable[[str], bool] | Sequence[str | int]
 Chosen = dict[str, Array]
 
 
-def restrict_params(params: Params, select: Select) -> tuple[Chosen, Callable[[Chosen], Params]]:
-    """The chosen leaves, and how to put them back.
+def partition(params: Params, select: Select) -> tuple[Chosen, Params]:
+    """The chosen leaves, and the tree without them.
 
     Args:
         params: any pytree of arrays.
@@ -28,7 +28,7 @@ def restrict_params(params: Params, select: Select) -> tuple[Chosen, Callable[[C
             tuple, `("layers", "mlp")`.
 
     Returns:
-        A dictionary from paths to leaves, and `merge`, which returns `params` with those leaves replaced.
+        A dictionary from paths to leaves, and `params` with None in their places; `combine` puts them back.
 
     Raises:
         ValueError: when nothing is chosen, listing the paths there are.
@@ -36,9 +36,9 @@ def restrict_params(params: Params, select: Select) -> tuple[Chosen, Callable[[C
     Example:
         >>> import jax.numpy as jnp
         >>> params = {"body": {"w": jnp.zeros(2)}, "head": jnp.ones(3)}
-        >>> chosen, merge = restrict_params(params, ("head",))
-        >>> sorted(chosen), merge({"head": jnp.zeros(3)})["head"].tolist()
-        (['head'], [0.0, 0.0, 0.0])
+        >>> chosen, rest = partition(params, ("head",))
+        >>> sorted(chosen), rest["head"], combine({"head": jnp.zeros(3)}, rest)["head"].tolist()
+        (['head'], None, [0.0, 0.0, 0.0])
     """
     leaves, structure = jax.tree_util.tree_flatten_with_path(params)
     paths = [_path(path) for path, _ in leaves]
@@ -52,16 +52,29 @@ def restrict_params(params: Params, select: Select) -> tuple[Chosen, Callable[[C
     chosen = {path: leaf for path, (_, leaf), kept in zip(paths, leaves, keep, strict=True) if kept}
     if len(chosen) < sum(keep):
         raise ValueError(f"parameters share a path among {', '.join(paths)}: rename the keys that contain '/'")
+    rest = [None if kept else leaf for (_, leaf), kept in zip(leaves, keep, strict=True)]
+    return chosen, jax.tree.unflatten(structure, rest)
 
-    def merge(new: Chosen) -> Params:
-        merged = [new[path] if kept else leaf for path, (_, leaf), kept in zip(paths, leaves, keep, strict=True)]
-        return jax.tree.unflatten(structure, merged)
 
-    return chosen, merge
+def combine(chosen: Chosen, rest: Params) -> Params:
+    """`rest` with `chosen` at their paths: what `partition` took apart."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: chosen.get(_path(path)) if leaf is None else leaf, rest, is_leaf=lambda x: x is None
+    )
+
+
+def over_chosen(model: Model, rest: Params) -> Model:
+    """The model as a function of chosen parameters, the others being `rest`; it is made anew in every trace."""
+
+    def of_chosen(function: Callable | None) -> Callable | None:
+        return None if function is None else lambda chosen, *args: function(combine(chosen, rest), *args)
+
+    functions = {name: of_chosen(getattr(model, name)) for name in ("logits", "hidden", "logits_at", "head")}
+    return model._replace(**functions, source=None)
 
 
 def subset(model: Model, params: Params, select: Select) -> tuple[Model, Chosen]:
-    """The model as a function of the chosen parameters, and those parameters; see `restrict_params` for `select`.
+    """The model as a function of the chosen parameters, and those parameters; see `partition` for `select`.
 
     The model returned holds the other parameters. Make it inside the compiled function, from parameters that are
     arguments there; passed to `jax.jit` as a static argument it would write them into the program as constants:
@@ -81,13 +94,8 @@ def subset(model: Model, params: Params, select: Select) -> tuple[Model, Chosen]
         >>> jax.tree.map(jnp.shape, G(head))
         {'head': (4, 2)}
     """
-    chosen, merge = restrict_params(params, select)
-
-    def over_chosen(function: Callable | None) -> Callable | None:
-        return None if function is None else lambda new, *args: function(merge(new), *args)
-
-    functions = {name: over_chosen(getattr(model, name)) for name in ("logits", "hidden", "logits_at", "head")}
-    return model._replace(**functions, source=None), chosen
+    chosen, rest = partition(params, select)
+    return over_chosen(model, rest), chosen
 
 
 def _path(path: tuple) -> str:

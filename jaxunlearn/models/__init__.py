@@ -5,30 +5,50 @@
 
 from jaxunlearn.models.adapters import from_linen, from_nnx
 from jaxunlearn.models.config import DecoderConfig, read_config
+from jaxunlearn.models.contrast import offset, uld, whp
+from jaxunlearn.models.fisher_init import fila, vila
 from jaxunlearn.models.functional import Decoder, as_model
 from jaxunlearn.models.generation import generate
 from jaxunlearn.models.initialization import init
 from jaxunlearn.models.loading import load, resolve
+from jaxunlearn.models.lora import LoRA, add_lora, is_lora, merge_lora
+from jaxunlearn.models.memfree import memfree, ngrams
+from jaxunlearn.models.peft_files import load_adapters, save_adapters
 from jaxunlearn.models.saving import save
 from jaxunlearn.models.segments import join_layers, split_layers
 from jaxunlearn.models.specs import ParamSpec, param_specs
+from jaxunlearn.models.task_arithmetic import negate_task_vector
 from jaxunlearn.models.tokenization import load_tokenizer
 
 __all__ = [
     "Decoder",
     "DecoderConfig",
+    "LoRA",
     "ParamSpec",
+    "add_lora",
     "as_model",
+    "fila",
     "from_linen",
     "from_nnx",
     "generate",
     "init",
+    "is_lora",
     "join_layers",
     "load",
+    "load_adapters",
     "load_tokenizer",
+    "memfree",
+    "merge_lora",
+    "negate_task_vector",
+    "ngrams",
+    "offset",
     "param_specs",
     "read_config",
     "resolve",
     "save",
+    "save_adapters",
     "split_layers",
+    "uld",
+    "vila",
+    "whp",
 ]

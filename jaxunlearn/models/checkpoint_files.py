@@ -48,11 +48,11 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
             folder or to a missing file or tensor, or a file is damaged.
     """
     if (folder / SINGLE).is_file():
-        return _header(folder / SINGLE)
+        return stored_header(folder / SINGLE)
     if not (folder / INDEX).is_file():
         raise ValueError(_nothing_to_load(folder))
     weight_map = _weight_map(folder / INDEX)
-    shards = {name: _header(folder / name) for name in sorted(set(weight_map.values()))}
+    shards = {name: stored_header(folder / name) for name in sorted(set(weight_map.values()))}
     absent = [f"{tensor} ({file})" for tensor, file in weight_map.items() if tensor not in shards[file]]
     if absent:
         raise ValueError(f"{folder / INDEX} lists tensors that their files lack: {', '.join(absent[:8])}")
@@ -75,7 +75,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     return entries
 
 
-def _header(file: Path) -> dict[str, StoredTensor]:
+def stored_header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of one safetensors file.
+
+    Raises:
+        ValueError: naming the file, when it is missing or damaged.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -63,6 +63,7 @@ class DecoderModule(nnx.Module):
         attention: "auto", "xla" or "blockwise".
         remat: what the backward pass of a block keeps: "dots" (outputs of projections), "full" (nothing but its
             input) or "none" (everything).
+        lora_scale: factor on the low-rank corrections of the projections that have one.
     """
 
     def __init__(
@@ -73,8 +74,10 @@ class DecoderModule(nnx.Module):
         mesh: Mesh | AbstractMesh | None = None,
         attention: str = "auto",
         remat: str = "dots",
+        lora_scale: float = 0.0,
     ):
         self.config, self.mesh, self.attention, self.remat = config, mesh, attention, remat
+        self.lora_scale = lora_scale
         for path, leaf in leaves.items():
             node = self
             for key in path[:-1]:
@@ -170,15 +173,28 @@ class DecoderModule(nnx.Module):
         heads = (*x.shape[:2], -1, self.config.head_dim)
         attention = weights.self_attn
         h = self._norm(x, weights.input_layernorm)
-        q, k, v = (y.reshape(heads) for y in _linears(h, attention.q_proj, attention.k_proj, attention.v_proj))
+        q, k, v = (y.reshape(heads) for y in self._linears(h, attention.q_proj, attention.k_proj, attention.v_proj))
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         out, kept = attend(q, k, v)
-        x = x + _linears(out.reshape(*x.shape[:2], -1), attention.o_proj)[0]
+        x = x + self._linears(out.reshape(*x.shape[:2], -1), attention.o_proj)[0]
         mlp = weights.mlp
         h = self._norm(x, weights.post_attention_layernorm)
-        gate, up = _linears(h, mlp.gate_proj, mlp.up_proj)
-        x = x + _linears(ACTIVATIONS[self.config.hidden_act](gate) * up, mlp.down_proj)[0]
+        gate, up = self._linears(h, mlp.gate_proj, mlp.up_proj)
+        x = x + self._linears(ACTIVATIONS[self.config.hidden_act](gate) * up, mlp.down_proj)[0]
         return constrain(x, BATCH_ONLY, self.mesh), kept
+
+    def _linears(self, x: Float[Array, "... i"], *parts: Part) -> tuple[Float[Array, "... o"], ...]:
+        """The projections of one input; curvature factors of the input are taken once for all of them."""
+        kernels = tuple(part.kernel[...] for part in parts)
+        outs = []
+        for part, kernel in zip(parts, kernels, strict=True):
+            out = _product(x, taps.value(kernel), 0)
+            if hasattr(part, "bias"):
+                out = taps.shift(out, part.bias[...])
+            if hasattr(part, "lora_a"):
+                out = out + self.lora_scale * _low_rank(x, part)
+            outs.append(out.astype(x.dtype))
+        return taps.products(x, tuple(outs), kernels)
 
     def _norm(self, x: Array, part: Part) -> Array:
         wide = x.astype(_wide(x.dtype))
@@ -195,16 +211,11 @@ def _product(x: Float[Array, "... i"], matrix: Float[Array, "_ _"], axis: int) -
     return out.reshape(*x.shape[:-1], out.shape[-1])
 
 
-def _linears(x: Float[Array, "... i"], *parts: Part) -> tuple[Float[Array, "... o"], ...]:
-    """The projections of one input; curvature factors of the input are taken once for all of them."""
-    kernels = tuple(part.kernel[...] for part in parts)
-    outs = []
-    for part, kernel in zip(parts, kernels, strict=True):
-        out = _product(x, taps.value(kernel), 0)
-        if hasattr(part, "bias"):
-            out = taps.shift(out, part.bias[...])
-        outs.append(out.astype(x.dtype))
-    return taps.products(x, tuple(outs), kernels)
+def _low_rank(x: Float[Array, "... i"], part: Part) -> Float[Array, "... o"]:
+    """`(x A) B` of an adapter, its factors watched like any other matrix."""
+    for matrix in (part.lora_a[...], part.lora_b[...]):
+        (x,) = taps.products(x, (_product(x, taps.value(matrix).astype(x.dtype), 0).astype(x.dtype),), (matrix,))
+    return x
 
 
 def _visible(slots: Int[Array, " T"], cache: Cache) -> Bool[Array, "B T S"]:

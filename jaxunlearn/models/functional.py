@@ -24,7 +24,7 @@ from jaxunlearn import taps
 from jaxunlearn.models.attention import IMPLEMENTATIONS
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.segments import cut_specs, stack_sizes
-from jaxunlearn.models.specs import ParamSpec, at, nest, param_specs
+from jaxunlearn.models.specs import LoRA, ParamSpec, at, nest, param_specs
 from jaxunlearn.sharding import DEFAULT_RULES, constrain, is_explicit, named_sharding
 from jaxunlearn.types import Model, Params
 
@@ -44,6 +44,7 @@ class Decoder:
             input, least memory) or "none" (everything, least time).
         head_rows: most rows (examples times places, on each device) the head is applied to at once in losses and
             curvature, which bounds the logits they hold; None for all at once.
+        lora: low-rank adapters among its parameters (`models.add_lora`); None for none.
         folder: the checkpoint it came from, whose tokenizer files `save` copies; not part of its identity.
 
     Raises:
@@ -55,6 +56,7 @@ class Decoder:
     attention: str = "auto"
     remat: str = "dots"
     head_rows: int | None = HEAD_ROWS
+    lora: LoRA | None = None
     folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self):
@@ -141,14 +143,17 @@ def _graph(decoder: Decoder, mesh: Mesh | AbstractMesh | None, specs: tuple[Para
     from jaxunlearn.models.decoder import DecoderModule
 
     leaves = {spec.path: jax.ShapeDtypeStruct(spec.shape, jnp.float32) for spec in specs}
-    module = DecoderModule(decoder.config, leaves, mesh=mesh, attention=decoder.attention, remat=decoder.remat)
+    scale = 0.0 if decoder.lora is None else decoder.lora.scale
+    module = DecoderModule(
+        decoder.config, leaves, mesh=mesh, attention=decoder.attention, remat=decoder.remat, lora_scale=scale
+    )
     return nnx.split(module)[0]
 
 
 def _merge(decoder: Decoder, mesh: Mesh | AbstractMesh | None, params: Params) -> Any:
     from flax import nnx
 
-    specs = cut_specs(param_specs(decoder.config), stack_sizes(params))
+    specs = cut_specs(param_specs(decoder.config, decoder.lora), stack_sizes(params))
     if mesh is not None:
         # A layout constraint is its own derivative and its own transpose: constrained here, gradients and
         # Hessian-vector products come out laid out like the parameters, without anyone having to ask.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from jaxunlearn.models.contrast import generates
 from jaxunlearn.models.functional import Decoder
 from jaxunlearn.types import Key, Model, Params
 
@@ -34,7 +35,8 @@ def generate(
     """Continue each prompt, greedily or by sampling from `softmax(logits / temperature)`.
 
     Args:
-        model: a model of `models.load` or `models.init`.
+        model: a model of `models.load` or `models.init`, or one that `models.whp`, `offset`, `uld` or `memfree` made
+            of such.
         params: its parameters.
         prompts: token ids, each prompt at least one token.
         max_new_tokens: most tokens to add to a prompt.
@@ -93,8 +95,10 @@ def _check(
     batch_size: int | None,
 ) -> Decoder:
     decoder = model.source
-    if not isinstance(decoder, Decoder):
-        raise ValueError("generate() needs a decoder made by models.load or models.init")
+    if not generates(decoder):
+        raise ValueError(
+            "generate() needs a decoder made by models.load or models.init, or a combination of such decoders"
+        )
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens={max_new_tokens}; ask for at least 1")
     if batch_size is not None and batch_size < 1:

@@ -52,11 +52,11 @@ def load(
     """
     folder = resolve(folder)
     config = read_config(folder)
-    decoder = Decoder(config, mesh, attention, remat, head_rows, folder)
+    decoder = Decoder(config, mesh, attention, remat, head_rows, folder=folder)
     specs = param_specs(config)
     tensors = stored_tensors(folder)
     _check(folder, specs, tensors)
-    leaves = [_leaf(spec, [tensors[name] for name in spec.hf_names], mesh, dtype) for spec in specs]
+    leaves = [read_leaf(spec, [tensors[name] for name in spec.hf_names], mesh, dtype) for spec in specs]
     return as_model(decoder), nest(specs, leaves)
 
 
@@ -110,7 +110,8 @@ def _check(folder: Path, specs: tuple[ParamSpec, ...], tensors: dict[str, Stored
         raise ValueError(f"the tensors in {folder} do not fit its config.json: " + "; ".join(problems))
 
 
-def _leaf(spec: ParamSpec, tensors: list[StoredTensor], mesh: Mesh | None, dtype: Any) -> Array:
+def read_leaf(spec: ParamSpec, tensors: list[StoredTensor], mesh: Mesh | None, dtype: Any) -> Array:
+    """One parameter from its tensors in a checkpoint, of which each process reads only its own parts."""
     stored = jnp.result_type(*(jnp.dtype(FLOATS[tensor.dtype]) for tensor in tensors))
     dtype = jax.dtypes.canonicalize_dtype(stored if dtype is None else dtype)
 

@@ -19,6 +19,7 @@ from jaxunlearn.files import new_folder, refuse_folder
 from jaxunlearn.models.checkpoint_files import INDEX, SINGLE
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.functional import Decoder
+from jaxunlearn.models.lora import merge_lora
 from jaxunlearn.models.segments import join_layers
 from jaxunlearn.models.specs import ParamSpec, at, param_specs
 from jaxunlearn.models.tokenization import GENERATION_CONFIG, copy_tokenizer
@@ -47,7 +48,7 @@ def save(
     Args:
         folder: the folder to make; it must not exist, or be empty.
         model: the model that `load` or `init` returned.
-        params: its parameters, as trained or unlearned.
+        params: its parameters, as trained or unlearned; low-rank adapters are merged into the weights.
         tokenizer: a Hugging Face tokenizer, or a folder whose tokenizer files and `generation_config.json` are
             copied unchanged; None for the folder the model was loaded from.
         card: text of the README.md to put beside the weights.
@@ -66,7 +67,7 @@ def save(
     if not isinstance(decoder, Decoder):
         raise ValueError("save() writes decoders made by models.load or models.init; keep other models with orbax")
     refuse_folder(target)
-    params = join_layers(params)
+    params = join_layers(merge_lora(model, params)[1])
     _check(decoder.config, params)
     tokenizer = decoder.folder if tokenizer is None else tokenizer
     if isinstance(tokenizer, str | Path) and not Path(tokenizer).is_dir():
@@ -126,13 +127,17 @@ def _shards(config: DecoderConfig, params: Params, max_shard_size: int) -> Itera
 
 
 def _host(leaf: Array, tensor: _Tensor) -> np.ndarray:
-    part = leaf if tensor.layer is None else leaf[tensor.layer]
-    if isinstance(part, jax.Array) and not part.is_fully_addressable:
+    part = on_host(leaf if tensor.layer is None else leaf[tensor.layer])
+    return np.ascontiguousarray(part.T if tensor.spec.transposed else part)
+
+
+def on_host(array: Array) -> np.ndarray:
+    """A whole array on the host, collected by all processes from those that hold its parts."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
         from jax.experimental.multihost_utils import process_allgather
 
-        part = process_allgather(part, tiled=True)
-    array = np.asarray(part)
-    return np.ascontiguousarray(array.T if tensor.spec.transposed else array)
+        array = process_allgather(array, tiled=True)
+    return np.ascontiguousarray(array)
 
 
 def _write_rest(

@@ -5,9 +5,53 @@ leading axis, what each dimension is (for sharding), what it is called in a Hugg
 out there. torch stores a projection as [out, in] and computes `x W^T`; here it is [in, out] and `x W`.
 """
 
+import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from jaxunlearn.models.config import DecoderConfig
+
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Which projections have a low-rank correction, and of what size (see `models.lora`).
+
+    Args:
+        rank: columns of A and rows of B.
+        alpha: numerator of the scale.
+        targets: names of projections, of every layer.
+        rank_stabilised: divide alpha by the root of the rank instead of the rank.
+        residual: the base weights lack what the adapters began with, so that these make sense on no other.
+
+    Raises:
+        ValueError: naming the argument, its value and what it may be.
+
+    Example:
+        >>> LoRA(rank=8, alpha=16.0).scale
+        2.0
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    targets: tuple[str, ...] = PROJECTIONS
+    rank_stabilised: bool = False
+    residual: bool = False
+
+    def __post_init__(self):
+        if self.rank < 1:
+            raise ValueError(f"LoRA(rank={self.rank}): give at least 1")
+        if not self.alpha > 0:
+            raise ValueError(f"LoRA(alpha={self.alpha}): give a positive number")
+        if isinstance(self.targets, str) or not self.targets or not set(self.targets) <= set(PROJECTIONS):
+            raise ValueError(f"LoRA(targets={self.targets!r}): give a tuple of names among {', '.join(PROJECTIONS)}")
+        object.__setattr__(self, "targets", tuple(name for name in PROJECTIONS if name in self.targets))
+
+    @property
+    def scale(self) -> float:
+        """`alpha / rank`, or `alpha / sqrt(rank)`."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
 class ParamSpec(NamedTuple):
@@ -18,7 +62,7 @@ class ParamSpec(NamedTuple):
         shape: shape here; stacked layers come first.
         axes: logical name of each dimension (see `jaxunlearn.sharding.Rules`).
         hf_name: name in a checkpoint, with `{layer}` for stacked parameters.
-        init: "normal", "ones" or "zeros".
+        init: "normal", "ones", "zeros", or "uniform" for the A of an adapter.
         transposed: whether a checkpoint stores the two matrix dimensions the other way round.
         stacked: whether the leading axis counts layers.
     """
@@ -43,8 +87,8 @@ class ParamSpec(NamedTuple):
         return shape[::-1] if self.transposed else shape
 
 
-def param_specs(config: DecoderConfig) -> tuple[ParamSpec, ...]:
-    """The parameters of a decoder, in the order in which they are used.
+def param_specs(config: DecoderConfig, lora: LoRA | None = None) -> tuple[ParamSpec, ...]:
+    """The parameters of a decoder, in the order in which they are used; adapters follow what they correct.
 
     Example:
         >>> config = DecoderConfig(vocab_size=32, hidden_size=16, num_attention_heads=4, num_hidden_layers=2)
@@ -70,6 +114,8 @@ def param_specs(config: DecoderConfig) -> tuple[ParamSpec, ...]:
     rows.append(ParamSpec(("norm", "scale"), (D,), (None,), "model.norm.weight", "ones"))
     if not config.tie_word_embeddings:
         rows.append(ParamSpec(("lm_head", "kernel"), (D, V), ("embed", "vocab"), "lm_head.weight", transposed=True))
+    if lora is not None:
+        rows = [one for row in rows for one in (row, *_adapters(row, lora))]
     return tuple(rows)
 
 
@@ -102,6 +148,19 @@ def _linear(
     if bias:
         rows.append(ParamSpec((*path, "bias"), (L, out[1]), ("layers", None), f"{hf}.bias", "zeros", stacked=True))
     return rows
+
+
+def _adapters(kernel: ParamSpec, lora: LoRA) -> list[ParamSpec]:
+    """A and B of one projection. The rank is never split: it is shorter than a mesh axis is worth."""
+    if kernel.path[-1] != "kernel" or kernel.path[-2] not in lora.targets:
+        return []
+    L, i, o = kernel.shape
+    stem, name = kernel.path[:-1], kernel.hf_name.removesuffix(".weight")
+    a = ((L, i, lora.rank), ("layers", kernel.axes[1], None), f"{name}.lora_A.weight", "uniform")
+    b = ((L, lora.rank, o), ("layers", None, kernel.axes[2]), f"{name}.lora_B.weight", "zeros")
+    return [
+        ParamSpec((*stem, leaf), *row, transposed=True, stacked=True) for leaf, row in (("lora_a", a), ("lora_b", b))
+    ]
 
 
 def _scale(config: DecoderConfig, name: str) -> list[ParamSpec]:

@@ -13,9 +13,10 @@ from jaxunlearn.curvature import (
     GaussNewton,
     Hessian,
     TrueFisher,
+    combine,
     empirical_fisher,
     hessian_product,
-    restrict_params,
+    partition,
     subset,
 )
 
@@ -367,7 +368,7 @@ def test_a_subset_never_pays_for_the_rest():
                 small, chosen = subset(model, params, select)
                 return recipe(small, chosen, batch)({path: v[path] for path in chosen})
 
-            v = restrict_params(params, lambda path: True)[0]
+            v = partition(params, lambda path: True)[0]
             return jax.jit(product).lower(params, v).compile().cost_analysis()["flops"]
 
         for recipe in (Hessian(), GaussNewton()):
@@ -385,7 +386,7 @@ def test_a_whole_method_runs_on_a_subset_and_leaves_the_rest_alone():
             small, chosen = subset(model, params, ("1",))
             state = ju.init(method, small, chosen, key=jax.random.key(0))
             state, info = ju.unlearn_step(method, small, state, batch)
-            return restrict_params(params, ("1",))[1](state.params), info
+            return combine(state.params, partition(params, ("1",))[1]), info
 
         after, info = step(params)
         assert bool(info.applied)
@@ -401,7 +402,7 @@ def test_an_empty_selection_lists_the_paths():
 
 def test_paths_that_collide_are_refused():
     with pytest.raises(ValueError, match="share a path"):
-        restrict_params({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, lambda path: True)
+        partition({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, lambda path: True)
 
 
 def test_a_power_without_closed_form_names_the_remedy():
