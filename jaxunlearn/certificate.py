@@ -11,12 +11,12 @@ from jaxtyping import Array, Float
 
 from jaxunlearn import losses, tree
 from jaxunlearn.solvers import Status
-from jaxunlearn.transforms import CurvatureState, measured_kl, predicted_kl
+from jaxunlearn.transforms import CurvatureState, NoiseState, measured_kl, predicted_kl
 from jaxunlearn.types import Batch, Model, Params, UnlearnBatch
 
 
 class Certificate(NamedTuple):
-    """Losses in nats per loss token on this batch; entries about retain are `None` when the batch has none.
+    """Losses in nats per loss token on this batch; entries about a part are `None` when the batch lacks it.
 
     Attributes:
         forget_before: NLL on forget before the step.
@@ -31,9 +31,9 @@ class Certificate(NamedTuple):
         retain_grad_after: after.
     """
 
-    forget_before: Float[Array, ""]
-    forget_after: Float[Array, ""]
-    forget_predicted: Float[Array, ""]
+    forget_before: Float[Array, ""] | None
+    forget_after: Float[Array, ""] | None
+    forget_predicted: Float[Array, ""] | None
     retain_before: Float[Array, ""] | None
     retain_after: Float[Array, ""] | None
     retain_predicted: Float[Array, ""] | None
@@ -46,18 +46,17 @@ class Certificate(NamedTuple):
 def certify(model: Model, before: Params, after: Params, batch: UnlearnBatch) -> Certificate:
     """Measure a step from `before` to `after`; pure, inside `jit`."""
     step = jax.tree.map(lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), after, before)
-    forget, forget_grad = _loss_and_grad(model, before, batch.forget)
-    forget_after = _mean(model, after, batch.forget)
-    forget_predicted = tree.vdot(forget_grad, step)
+    forget = (None, None, None)
+    if batch.forget is not None:
+        value, grad = _loss_and_grad(model, before, batch.forget)
+        forget = (value, _mean(model, after, batch.forget), tree.vdot(grad, step))
     if batch.retain is None:
-        return Certificate(forget, forget_after, forget_predicted, *([None] * 7))
+        return Certificate(*forget, *([None] * 7))
     retain, retain_grad = _loss_and_grad(model, before, batch.retain)
     retain_after, grad_after = _loss_and_grad(model, after, batch.retain)
     kl = predicted_kl(model, before, batch.retain, step)
     return Certificate(
-        forget,
-        forget_after,
-        forget_predicted,
+        *forget,
         retain,
         retain_after,
         tree.vdot(retain_grad, step) + kl,
@@ -68,7 +67,7 @@ def certify(model: Model, before: Params, after: Params, batch: UnlearnBatch) ->
     )
 
 
-def describe(certificate: Certificate | None, curvature: CurvatureState | None) -> str:
+def describe(certificate: Certificate | None, curvature: CurvatureState | None, noise: NoiseState | None = None) -> str:
     """The certificate in words, on the host: one line a fact."""
     lines = []
     if curvature is not None:
@@ -80,10 +79,17 @@ def describe(certificate: Certificate | None, curvature: CurvatureState | None) 
             f"damping {float(curvature.used_damping):.2e}, lowest curvature met {float(solve.min_curvature):.2e}, "
             f"share of the step in the sampled span {float(curvature.span_share):.3f}",
         ]
+    if noise is not None:
+        status = Status(int(noise.solve.status))
+        lines.append(
+            f"noise: {status.name} after {int(noise.solve.steps)} products, relative error "
+            f"{float(noise.solve.relative_residual):.2e}: {status.message}"
+        )
     if certificate is not None:
         c = certificate
-        change = float(c.forget_after) - float(c.forget_before)
-        lines.append(f"forget NLL change: predicted {float(c.forget_predicted):+.2e}, measured {change:+.2e}")
+        if c.forget_before is not None:
+            change = float(c.forget_after) - float(c.forget_before)
+            lines.append(f"forget NLL change: predicted {float(c.forget_predicted):+.2e}, measured {change:+.2e}")
         if c.retain_before is not None:
             change = float(c.retain_after) - float(c.retain_before)
             lines += [

@@ -5,7 +5,7 @@ step = jax.jit(unlearn_step, static_argnums=(0, 1), donate_argnums=2)
 state, info = step(method, model, state, batch)
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxunlearn import tree
 from jaxunlearn.certificate import Certificate, certify
+from jaxunlearn.curvature.subset import Select, combine, over_chosen, partition
 from jaxunlearn.methods.method import Method
 from jaxunlearn.sharding.regions import replicate_scalars
-from jaxunlearn.transforms import CurvatureState
+from jaxunlearn.transforms import CurvatureState, NoiseState
 from jaxunlearn.types import Key, Model, Params, UnlearnBatch
 
 
@@ -25,15 +26,21 @@ class UnlearnState(NamedTuple):
 
     Attributes:
         step: steps taken.
-        params: the parameters, in their own dtype and layout.
+        params: the parameters, in their own dtype and layout; of a state made with `trainable`, those by path.
         opt_state: state of the method's transformation (damping, moments).
         key: random key of the next step.
+        frozen: with `trainable`, the tree of all other parameters, which no step touches or pays for.
     """
 
     step: Int[Array, ""]
     params: Params
     opt_state: PyTree
     key: Key
+    frozen: Params | None = None
+
+    def whole(self) -> Params:
+        """All parameters, as the model takes them."""
+        return self.params if self.frozen is None else combine(self.params, self.frozen)
 
 
 class StepInfo(NamedTuple):
@@ -46,6 +53,7 @@ class StepInfo(NamedTuple):
         applied: False when the update was not finite; the parameters are then unchanged.
         certificate: predictions and measurements, `None` with `method.certify=False`.
         curvature: damping, solve record and trust region of a second-order method, else `None`.
+        noise: how the root of the curvature was taken that shapes a method's noise, `None` without noise.
     """
 
     objective: Float[Array, ""]
@@ -54,20 +62,36 @@ class StepInfo(NamedTuple):
     applied: Bool[Array, ""]
     certificate: Certificate | None
     curvature: CurvatureState | None
+    noise: NoiseState | None
 
 
-def init(method: Method, model: Model, params: Params, *, key: Key) -> UnlearnState:
+def init(method: Method, model: Model, params: Params, *, key: Key, trainable: Select | None = None) -> UnlearnState:
     """The state before the first step, on the devices of `params`.
 
     It holds `params` themselves, not a copy: a step that donates its state consumes them.
+
+    Args:
+        method: a recipe of `jaxunlearn.methods`.
+        model: pure functions.
+        params: where to start.
+        key: random key.
+        trainable: which parameters steps change, as `curvature.partition` takes it: a predicate on paths
+            (`models.is_lora` for adapters) or the beginning of paths. None for all. Gradients, curvature and solver
+            vectors then are of those alone; `state.whole()` puts all parameters together.
+
+    Raises:
+        ValueError: for parameters that are not floating-point numbers, or when `trainable` chooses none.
     """
+    frozen = None
+    if trainable is not None:
+        params, frozen = partition(params, trainable)
     for leaf in jax.tree.leaves(params):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ValueError(
                 f"params hold an array of dtype {leaf.dtype}, which has no gradient; keep integer buffers out of the "
                 "parameter tree (close over them in the model's functions)"
             )
-    state = UnlearnState(jnp.int32(0), params, method.transform.init(tree.to_vector(params)), key)
+    state = UnlearnState(jnp.int32(0), params, method.transform.init(tree.to_vector(params)), key, frozen)
     return replicate_scalars(state, params)
 
 
@@ -102,6 +126,8 @@ def unlearn_step(
         >>> bool(info.certificate.forget_after > info.certificate.forget_before)
         True
     """
+    if state.frozen is not None:
+        model = over_chosen(model, state.frozen)
     next_key, key = jax.random.split(state.key)
     value, grads = method.objective.value_and_grad(model, state.params, batch)
     updates, opt_state = method.transform.update(
@@ -117,11 +143,16 @@ def unlearn_step(
         applied,
         certify(model, state.params, params, batch) if method.certify else None,
         curvature_state(opt_state),
+        _first_state(opt_state, NoiseState),
     )
-    return UnlearnState(state.step + 1, params, opt_state, next_key), info
+    return UnlearnState(state.step + 1, params, opt_state, next_key, state.frozen), info
 
 
 def curvature_state(opt_state: PyTree) -> CurvatureState | None:
     """The record of the last curvature solve inside an optax state, if the method made one."""
-    found = jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, CurvatureState))
-    return next((s for s in found if isinstance(s, CurvatureState)), None)
+    return _first_state(opt_state, CurvatureState)
+
+
+def _first_state(opt_state: PyTree, kind: type) -> Any:
+    found = jax.tree.leaves(opt_state, is_leaf=lambda s: isinstance(s, kind))
+    return next((s for s in found if isinstance(s, kind)), None)

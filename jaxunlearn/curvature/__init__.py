@@ -18,7 +18,8 @@ Which one, with P the bytes of the parameters in f32 and costs in gradients:
 
 GaussNewton under CG is the default. A low-rank form when one needs powers, or many solves at one point; a diagonal when
 curvature must cost no more than the second moment of an optimiser; the Hessian for influence and negative directions.
-`streamed` takes all but the diagonals over data that the host walks through, `subset` takes any over some parameters.
+`streamed` takes all but the diagonals over data that the host walks through, `subset` takes any over some parameters,
+`Stored` reads what was taken beforehand: Kronecker factors, dual gradients or a Lanczos basis.
 """
 
 from dataclasses import dataclass
@@ -43,8 +44,9 @@ from jaxunlearn.curvature.hessian import Hessian, hessian, hessian_product
 from jaxunlearn.curvature.kronecker import EKFAC, KFAC, KroneckerOperator
 from jaxunlearn.curvature.low_rank import LowRankOperator
 from jaxunlearn.curvature.probe import check_deterministic
+from jaxunlearn.curvature.stored import Stored, StoredRows, store_krylov, store_rows
 from jaxunlearn.curvature.streamed import streamed, streamed_product
-from jaxunlearn.curvature.subset import restrict_params, subset
+from jaxunlearn.curvature.subset import combine, over_chosen, partition, subset
 from jaxunlearn.curvature.true_fisher import TrueFisher, true_fisher
 from jaxunlearn.types import Batch, Model, Params
 
@@ -62,10 +64,13 @@ __all__ = [
     "KroneckerOperator",
     "LowRankOperator",
     "SquaredGradients",
+    "Stored",
+    "StoredRows",
     "TrueFisher",
     "accumulate",
     "check_deterministic",
     "check_forward_mode",
+    "combine",
     "diagonal",
     "empirical_fisher",
     "empirical_fisher_factor",
@@ -75,8 +80,11 @@ __all__ = [
     "hessian",
     "hessian_product",
     "hutchinson_diagonal",
-    "restrict_params",
+    "over_chosen",
+    "partition",
     "squared_gradients",
+    "store_krylov",
+    "store_rows",
     "streamed",
     "streamed_product",
     "subset",

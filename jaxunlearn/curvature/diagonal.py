@@ -188,9 +188,12 @@ class HutchinsonDiagonal:
     def __post_init__(self):
         _positive("HutchinsonDiagonal", probes=self.probes)
 
+    def estimate(self, model: Model, params: Params, batch: Batch, key: Key) -> Estimate:
+        """The unbiased estimate, signs drawn from `key`."""
+        return hutchinson_diagonal(self.curvature(model, params, batch), key, probes=self.probes)
+
     def __call__(self, model: Model, params: Params, batch: Batch) -> DiagonalOperator:
-        A = self.curvature(model, params, batch)
-        entries = hutchinson_diagonal(A, jax.random.key(self.seed), probes=self.probes).mean
+        entries = self.estimate(model, params, batch, jax.random.key(self.seed)).mean
         return diagonal(jax.tree.map(jnp.abs, entries) if self.absolute else entries, psd=self.absolute)
 
 
@@ -205,10 +208,12 @@ class GaussNewtonBartlett:
     def __post_init__(self):
         _positive("GaussNewtonBartlett", draws=self.draws)
 
+    def estimate(self, model: Model, params: Params, batch: Batch, key: Key) -> Estimate:
+        """The unbiased estimate, labels drawn from `key`."""
+        return _bartlett(parts_of(model, batch), params, batch, key, self.draws, self.microbatch)
+
     def __call__(self, model: Model, params: Params, batch: Batch) -> DiagonalOperator:
-        key = jax.random.key(self.seed)
-        estimate = _bartlett(parts_of(model, batch), params, batch, key, self.draws, self.microbatch)
-        return diagonal(estimate.mean, psd=True)
+        return diagonal(self.estimate(model, params, batch, jax.random.key(self.seed)).mean, psd=True)
 
 
 @dataclass(frozen=True)

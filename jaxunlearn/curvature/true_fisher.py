@@ -120,12 +120,12 @@ def draw_labels(
 ) -> Int[Array, "B P"]:
     """A label for every place from the model's own prediction there, by `fold_in(key, id)`; laid out as `like`."""
 
-    def draw(logits: Array, ids: Array) -> Array:
+    def draw(logits: Array, ids: Array, key: Key) -> Array:
         wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
         keys = jax.vmap(jax.vmap(lambda i: jax.random.fold_in(key, i)))(ids)
         return jax.vmap(jax.vmap(jax.random.categorical))(keys, wide).astype(jnp.int32)
 
-    return auto(draw, jax.lax.stop_gradient(logits), ids, like=like)
+    return auto(draw, jax.lax.stop_gradient(logits), ids, key, like=like)
 
 
 def number_rows(batch: PyTree) -> tuple[PyTree, Array]:

@@ -1,27 +1,91 @@
-"""Methods by name. Each is a function of its hyperparameters that returns a `Method`; one family a file."""
+"""Methods by name. Each is a function of its hyperparameters that returns a `Method`; one family a file.
+
+What is no step on a batch has functions of its own: `CertifiedHead` with its `Ledger`, `hessian_free_online` and
+`task_vector`.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxunlearn.methods.first_order import grad_ascent, grad_diff, npo
+from jaxunlearn.methods.ascent import grad_ascent, grad_ascent_kl, grad_diff, satimp, wga
+from jaxunlearn.methods.certified import CertifiedHead, Removal, TrainedHead
+from jaxunlearn.methods.cubic import cubic_newton
+from jaxunlearn.methods.dampening import ssd
+from jaxunlearn.methods.distribution import ce_u, inverted_hinge, max_entropy, undial
+from jaxunlearn.methods.features import HeadExamples, head_examples, head_features
 from jaxunlearn.methods.fisher import fisher_forgetting, fisher_removal
 from jaxunlearn.methods.gauss_newton import counterfactual_matching, gauss_newton_ascent
+from jaxunlearn.methods.influence import influence
+from jaxunlearn.methods.kfac_edit import kfac_edit
+from jaxunlearn.methods.kfade import kfade
+from jaxunlearn.methods.ledger import BudgetSpentError, Ledger
 from jaxunlearn.methods.method import Method, compose
 from jaxunlearn.methods.newton import newton_removal
+from jaxunlearn.methods.noise import noisy_newton
+from jaxunlearn.methods.online import Trajectory, carry_along, hessian_free_online, recorded_sgd
+from jaxunlearn.methods.preference import altpo, dpo, idk_dpo, npo, simnpo
+from jaxunlearn.methods.primal_dual import pdu
+from jaxunlearn.methods.relabelling import adversarial_label, random_label, refusal
+from jaxunlearn.methods.representation import rmu
+from jaxunlearn.methods.sharpness import sam, smoothed
+from jaxunlearn.methods.sophia import sophia, soul
+from jaxunlearn.methods.task_vector import task_vector
+from jaxunlearn.methods.win_u import win_u, win_u_step
 
 __all__ = [
     "CATALOGUE",
+    "BudgetSpentError",
+    "CertifiedHead",
     "Entry",
+    "HeadExamples",
+    "Ledger",
     "Method",
+    "Removal",
+    "TrainedHead",
+    "Trajectory",
+    "adversarial_label",
+    "altpo",
+    "carry_along",
+    "ce_u",
     "compose",
     "counterfactual_matching",
+    "cubic_newton",
+    "dpo",
     "fisher_forgetting",
     "fisher_removal",
     "gauss_newton_ascent",
     "grad_ascent",
+    "grad_ascent_kl",
     "grad_diff",
+    "head_examples",
+    "head_features",
+    "hessian_free_online",
+    "idk_dpo",
+    "influence",
+    "inverted_hinge",
+    "kfac_edit",
+    "kfade",
+    "max_entropy",
     "newton_removal",
+    "noisy_newton",
     "npo",
+    "pdu",
+    "random_label",
+    "recorded_sgd",
+    "refusal",
+    "rmu",
+    "sam",
+    "satimp",
+    "simnpo",
+    "smoothed",
+    "sophia",
+    "soul",
+    "ssd",
+    "task_vector",
+    "undial",
+    "wga",
+    "win_u",
+    "win_u_step",
 ]
 
 
@@ -59,7 +123,33 @@ _TRUST = (("max_kl", 1e-3),)
 CATALOGUE: dict[str, Entry] = {
     "grad_ascent": Entry(grad_ascent, "first order", "nothing", "1 g", "Jang et al. 2023"),
     "grad_diff": Entry(grad_diff, "first order", "retain", "2 g", "Liu et al. 2022; TOFU"),
+    "grad_ascent_kl": Entry(grad_ascent_kl, "first order", "retain, stored top-k", "2 g", "TOFU 2024"),
+    "wga": Entry(wga, "first order", "retain", "2 g", "Wang et al. 2025"),
+    "satimp": Entry(satimp, "first order", "retain", "2 g", "Yang et al. 2025"),
     "npo": Entry(npo, "first order", "retain, stored log-probs", "2 g", "Zhang et al. 2024"),
+    "simnpo": Entry(simnpo, "first order", "retain", "2 g", "Fan et al. 2024"),
+    "dpo": Entry(dpo, "first order", "retain, stored log-probs, given alternatives", "3 g", "Rafailov et al. 2023"),
+    "idk_dpo": Entry(idk_dpo, "first order", "retain, stored log-probs, refusals", "3 g", "TOFU 2024"),
+    "altpo": Entry(
+        altpo, "first order", "retain, stored log-probs, sampled alternatives", "3 g", "after Mekala et al. 2025"
+    ),
+    "refusal": Entry(refusal, "first order", "retain, refusals", "2 g", "TOFU 2024", ascends=False),
+    "random_label": Entry(
+        random_label, "first order", "retain, mismatched answers", "2 g", "Yao et al. 2024", ascends=False
+    ),
+    "adversarial_label": Entry(
+        adversarial_label, "first order", "retain, stored top-k", "2 g", "Yao et al. 2024", ascends=False
+    ),
+    "undial": Entry(undial, "first order", "stored top-k", "1 g", "Dong et al. 2025", ascends=False),
+    "max_entropy": Entry(
+        max_entropy, "first order", "retain, refusals to retain", "3 g", "Yuan et al. 2025", ascends=False
+    ),
+    "ce_u": Entry(ce_u, "first order", "nothing", "1 g", "Yang 2025"),
+    "inverted_hinge": Entry(inverted_hinge, "first order", "retain", "2 g", "Cha et al. 2025"),
+    "pdu": Entry(pdu, "first order", "retain, a bound eps", "2 g", "Entesari et al. 2025", ascends=False),
+    "rmu": Entry(rmu, "first order", "retain, stored hidden states", "2 g", "Li et al. 2024", ascends=False),
+    "sam": Entry(sam, "first order", "retain, stored log-probs", "3 g", "Fan et al. 2025"),
+    "smoothed": Entry(smoothed, "first order", "retain, stored log-probs", "(3 + samples) g", "Fan et al. 2025"),
     "newton_removal": Entry(
         newton_removal, "second order", "retain", "1 g + cg_steps H", "Guo et al. 2020", run_options=_TRUST
     ),
@@ -80,5 +170,56 @@ CATALOGUE: dict[str, Entry] = {
         "objective after Liu et al. 2024",
         ascends=False,
         steps=40,
+    ),
+    "win_u": Entry(
+        win_u,
+        "second order",
+        "retain, or stored curvature and share",
+        "2 g + (rank + 2) cg_steps G",
+        "after WIN-U 2026",
+        run_options=_TRUST,
+    ),
+    "noisy_newton": Entry(
+        noisy_newton,
+        "second order, noise",
+        "retain",
+        "(1 + samples/batch) g + cg_steps H",
+        "after Gu et al. 2024; Golatkar et al. 2020",
+        run_options=_TRUST,
+    ),
+    "influence": Entry(
+        influence, "second order", "retain", "(2 + samples/batch) g", "Koh and Liang 2017", run_options=_TRUST
+    ),
+    "kfade": Entry(kfade, "second order", "retain, or stored factors", "3 g + 1 G, stored 1 g", "after K-FADE 2026"),
+    "cubic_newton": Entry(
+        cubic_newton, "second order", "retain", "1 g + lanczos_steps H", "after CuReNU (Bui et al. 2024)"
+    ),
+    "soul": Entry(
+        soul,
+        "second order",
+        "retain, what its objective reads",
+        "(2 + 2/interval) g",
+        "Jia et al. 2024; Liu et al. 2023",
+    ),
+    "ssd": Entry(
+        ssd,
+        "one-shot edit",
+        "retain",
+        "3 g (2 of them example by example)",
+        "Foster et al. 2024",
+        ascends=False,
+        steps=1,
+        batch_size=256,
+        retain_size=512,
+    ),
+    "kfac_edit": Entry(
+        kfac_edit,
+        "one-shot edit",
+        "retain, or stored factors; no forget set",
+        "1 g, stored 0 g",
+        "Merullo et al. 2025",
+        ascends=False,
+        steps=1,
+        retain_size=512,
     ),
 }

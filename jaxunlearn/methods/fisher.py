@@ -4,9 +4,11 @@ Both are reconstructions after Gu et al. (2024) from the abstract and secondary 
 below, not the paper's tables.
 """
 
+from typing import Literal
+
 import optax
 
-from jaxunlearn.curvature import EmpiricalFisher
+from jaxunlearn.curvature import EmpiricalFisher, SquaredGradients
 from jaxunlearn.methods.first_order import ASCENT
 from jaxunlearn.methods.method import Method, compose, trust
 from jaxunlearn.objectives import Objective
@@ -19,8 +21,9 @@ def fisher_removal(
 ) -> Method:
     """`theta + step_size (E_r + damping I)^-1 g_f` per forget batch, E_r the empirical Fisher of retain.
 
-    Only the span of the sampled retain gradients is protected; along every other direction the step is
-    `step_size / damping` times the gradient. The step's `span_share` says how much of it was protected.
+    The inverse is that of the WoodFisher recursion, taken at once in the dual form. Only the span of the sampled retain
+    gradients is protected; along every other direction the step is `step_size / damping` times the gradient. The step's
+    `span_share` says how much of it was protected.
 
     Args:
         damping: lambda.
@@ -41,23 +44,48 @@ def fisher_removal(
     )
 
 
-def fisher_forgetting(*, damping: float = 1e-3, samples: int = 64, mu: float = 1e-4, sigma: float = 1e-4) -> Method:
+def fisher_forgetting(
+    *,
+    damping: float = 1e-3,
+    samples: int = 64,
+    mu: float = 1e-4,
+    sigma: float = 1e-4,
+    compat: Literal["golatkar_code"] | None = None,
+) -> Method:
     """`theta + (mu sigma^2)^(1/4) (E_r + damping I)^(-1/4) eps`: noise where the retain loss is flat.
 
     It does not look at the forget set at all: it erases whatever the retain set does not need, evenly, which keeps
     utility over repeated requests and erases less of any one of them.
 
+    With `compat="golatkar_code"` the noise is that of the released code of Golatkar et al. instead, which differs from
+    the formula in two ways: the metric is the diagonal of the true Fisher (labels drawn from the model, squared
+    gradients of all examples one by one), and its standard deviation is `F^(-1/2)`, not `F^(-1/4)`:
+    `theta + (mu sigma^2)^(1/4) (diag F_r + damping I)^(-1/2) eps`.
+
     Args:
         damping: lambda; along unsampled directions the noise has standard deviation
             `(mu sigma^2)^(1/4) lambda^(-1/4)` per parameter.
-        samples: most retain examples in E_r.
+        samples: most retain examples in E_r; "golatkar_code" takes all of the batch.
         mu: trade-off between residual information and utility.
         sigma: scale of the uncertainty that the noise has to hide.
+        compat: "golatkar_code" for what the released code does.
 
     After Gu et al. 2024, and Golatkar et al., "Eternal sunshine of the spotless net", CVPR 2020.
     """
-    if mu <= 0 or sigma <= 0:
-        raise ValueError(f"fisher_forgetting(mu={mu}, sigma={sigma}): both must be positive")
-    noise = add_curvature_noise(EmpiricalFisher(samples), scale=(mu * sigma**2) ** 0.25, damping=damping)
+    if compat not in (None, "golatkar_code"):
+        raise ValueError(f"fisher_forgetting(compat={compat!r}): choose 'golatkar_code', or None for the formula")
+    scale = noise_scale("fisher_forgetting", mu, sigma)
+    if compat is None:
+        noise = add_curvature_noise(EmpiricalFisher(samples), scale=scale, damping=damping)
+    else:
+        diagonal, root = SquaredGradients("drawn"), ClosedForm(-0.5)
+        noise = add_curvature_noise(diagonal, scale=scale, damping=damping, solver=root)
     transform = optax.chain(optax.with_extra_args_support(optax.set_to_zero()), noise)
     return Method("fisher_forgetting", Objective((ASCENT,)), transform)
+
+
+def noise_scale(name: str, mu: float, sigma: float) -> float:
+    """`(mu sigma^2)^(1/4)`."""
+    if mu <= 0 or sigma <= 0:
+        raise ValueError(f"{name}(mu={mu}, sigma={sigma}): both must be positive")
+    return (mu * sigma**2) ** 0.25

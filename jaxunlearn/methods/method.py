@@ -5,7 +5,16 @@ from typing import NamedTuple
 import optax
 
 from jaxunlearn.objectives import Objective
-from jaxunlearn.transforms import RETAIN, Curvature, Metric, Solver, TrustRegion, precondition_by_curvature
+from jaxunlearn.transforms import (
+    RETAIN,
+    Curvature,
+    Damp,
+    Metric,
+    Solver,
+    TrustRegion,
+    damp_by,
+    precondition_by_curvature,
+)
 
 
 class Method(NamedTuple):
@@ -15,9 +24,14 @@ class Method(NamedTuple):
         name: recipe name.
         objective: the loss that is minimised.
         transform: optax transformation from its gradient to the parameter update.
-        needs: stored parts of the original model's answers that every batch must carry in `reference`.
+        needs: stored parts of the original model's answers that every batch must carry in `reference` (and
+            "retain_alternative", where the batch must carry that).
         certify: measure the certificate at every step (about two retain gradients, one forget gradient, one
             Gauss-Newton product and a few forwards); `method._replace(certify=False)` leaves it out.
+        factors: folder of `curvature.kronecker.save` whose content every batch must carry in `curvature`; a run loads
+            it, a program does it with `curvature.kronecker.load(method.factors, params)`.
+        alternative: where a run takes `UnlearnBatch.alternative` from: "given" (each record's own `alternative`),
+            "refusal", "mismatched" (answers of other forget records) or "sampled" (the original model's).
     """
 
     name: str
@@ -25,6 +39,8 @@ class Method(NamedTuple):
     transform: optax.GradientTransformationExtraArgs
     needs: tuple[str, ...] = ()
     certify: bool = True
+    factors: str | None = None
+    alternative: str | None = None
 
 
 def compose(
@@ -39,11 +55,13 @@ def compose(
     metric: Metric = RETAIN,
     needs: tuple[str, ...] = (),
     preconditioner: Curvature | None = None,
+    damp: Damp = damp_by,
+    factors: str | None = None,
 ) -> Method:
     """Any objective under any curvature: `theta - step_size (A + damping I)^-1 grad objective`.
 
-    `preconditioner`, a curvature with a closed-form inverse, speeds up an iterative solver; see
-    `transforms.precondition_by_curvature` for all arguments.
+    `preconditioner`, a curvature with a closed-form inverse, speeds up an iterative solver; `damp` says in which units
+    the damping is; see `transforms.precondition_by_curvature` for all arguments. `factors`: see `Method`.
 
     Example:
         >>> from jaxunlearn import curvature, objectives, solvers
@@ -60,8 +78,9 @@ def compose(
         trust_region=trust_region,
         metric=metric,
         preconditioner=preconditioner,
+        damp=damp,
     )
-    return Method(name, objective, optax.chain(precondition, optax.scale(-1.0)), needs)
+    return Method(name, objective, optax.chain(precondition, optax.scale(-1.0)), needs, factors=factors)
 
 
 def trust(max_kl: float | None, *, fill: bool = False, adapt: bool = True) -> TrustRegion | None:

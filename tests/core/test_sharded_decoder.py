@@ -47,11 +47,14 @@ METHODS = {
     "grad_ascent": methods.grad_ascent(optimizer=ADAM),
     "grad_diff": methods.grad_diff(optimizer=ADAM),
     "npo": methods.npo(optimizer=ADAM, retain="kl"),
+    "undial": methods.undial(optimizer=ADAM),
+    "rmu": methods.rmu(layer=1, optimizer=ADAM),
     "newton_removal": methods.newton_removal(damping=0.5, step_size=0.1, cg_steps=4),
     "fisher_removal": methods.fisher_removal(damping=0.5, samples=8, step_size=0.1),
     "fisher_forgetting": methods.fisher_forgetting(damping=0.5, samples=8, mu=1e-6, sigma=1e-3),
     "gauss_newton_ascent": methods.gauss_newton_ascent(cg_steps=3),
     "counterfactual_matching": methods.counterfactual_matching(cg_steps=3),
+    "win_u": methods.win_u(damping=0.5, step_size=0.1, rank=2, cg_steps=3),
 }
 CERTIFIED = "grad_diff"
 
@@ -68,6 +71,8 @@ def make_place(mesh):
         jax.jit(reference.forget_nll, static_argnums=0)(model, params, forget),
         jax.jit(reference.top, static_argnums=(0, 3))(model, params, retain, 4),
         uniform,
+        forget_top=jax.jit(reference.top_with_target, static_argnums=(0, 3))(model, params, forget, 4),
+        retain_hidden=jax.jit(reference.hidden, static_argnums=(0, 3))(model, params, retain, 2),
     )
     waves = lambda p: jax.device_put(np.sin(np.arange(p.size, dtype=np.float32)).reshape(p.shape), p.sharding)
     return model, params, ju.UnlearnBatch(forget, retain, None, stored), jax.tree.map(waves, params)
@@ -142,7 +147,7 @@ def expected_steps(alone):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", methods.CATALOGUE)
+@pytest.mark.parametrize("name", METHODS)
 def test_every_method_equals_one_device(name, split, expected_steps):
     expected, expected_info = expected_steps(name)
     state, info = two_steps(name, split)

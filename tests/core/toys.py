@@ -5,6 +5,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxunlearn as ju
 from jaxunlearn import taps
@@ -42,6 +43,7 @@ def labelled(n, seed=0, features=6, classes=3, dtype=jnp.float32):
 def unlearn_batch(model, params, n_forget=8, n_retain=16):
     """Forget and retain rows with every stored reference a method of this release can ask for."""
     forget, retain = labelled(n_forget, 1), labelled(n_retain, 2)
+    other = forget._replace(labels=(forget.labels + 1) % 3)
     uniform = TopK(
         jnp.broadcast_to(jnp.arange(3, dtype=jnp.int32), (n_forget, 1, 3)),
         jnp.full((n_forget, 1, 3), -jnp.log(3.0)),
@@ -51,8 +53,12 @@ def unlearn_batch(model, params, n_forget=8, n_retain=16):
         forget_nll=ju.objectives.reference.forget_nll(model, params, forget),
         retain_top=ju.objectives.reference.top(model, params, retain, k=2),
         counterfactual_top=uniform,
+        alternative_nll=ju.objectives.reference.sequence_nll(model, params, other),
+        forget_top=ju.objectives.reference.top_with_target(model, params, forget, k=2),
+        retain_top_all=ju.objectives.reference.top_all(model, params, retain, k=2),
     )
-    return ju.UnlearnBatch(forget, retain, None, reference)
+    refusal = retain._replace(labels=jnp.zeros_like(retain.labels))
+    return ju.UnlearnBatch(forget, retain, other, reference, retain_alternative=refusal)
 
 
 def flat(tree):
@@ -72,3 +78,25 @@ def token_batch(rng, rows, length=12, vocab=32, prompt=4):
     mask = jnp.zeros((rows, length)).at[:, prompt:].set(1.0)
     positions = jnp.broadcast_to(jnp.arange(prompt, length, dtype=jnp.int32), (rows, length - prompt))
     return ju.TokenBatch(tokens, mask, positions)
+
+
+def shard(params, batch, mesh):
+    """Weights over (fsdp, tensor) wherever they divide, rows over (data, fsdp)."""
+
+    def put(x, axes):
+        fitted = [
+            a if a is not None and x.shape[i] % np.prod([mesh.shape[n] for n in np.atleast_1d(a)]) == 0 else None
+            for i, a in enumerate(axes[: x.ndim])
+        ]
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*fitted)))
+
+    return (
+        jax.tree.map(lambda x: put(x, ("fsdp", "tensor")), params),
+        jax.tree.map(lambda x: put(x, (("data", "fsdp"),)), batch),
+    )
+
+
+def gathering(logits, mesh):
+    """A model that gathers its weights before using them: FSDP, spelt out."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    return lambda params, x: logits(jax.tree.map(lambda w: jax.sharding.reshard(w, whole), params), x)

@@ -69,6 +69,19 @@ class KroneckerOperator(LinearOperator):
         """
         return self.damped({path: share * mean for path, mean in mean_eigenvalues(self.eigen).items()})
 
+    def function(self, f: Callable[[Row, Array], Array]) -> LinearOperator:
+        """`Q_A [ f(row, Lambda) * (Q_A^T V Q_G) ] Q_G^T`: any function of the undamped eigenvalues of each block.
+
+        Args:
+            f: gives a factor for each eigenvalue, in their shape, which is that of the parameter (a single 0 for a
+                zero block).
+        """
+
+        def block(row: Row, V: Array, eigen: KroneckerEigen, sides: Sides, damping: Damping) -> Array:
+            return _in_basis(row, V, eigen, lambda values: f(row, values))
+
+        return LinearOperator(_by_block(block, self.like, (self.eigen, self.sides, self.damping)), self.like)
+
     def power(self, p: float) -> LinearOperator:
         """`A^p`, damping included."""
 

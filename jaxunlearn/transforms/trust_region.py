@@ -1,0 +1,99 @@
+"""A trust region in output space: how far a step may move the model's answers on what is kept, in nats.
+
+To second order `KL(before || after) = d.G d / 2`, G the Gauss-Newton matrix on retain. A longer step is shortened to
+the bound, then the KL is measured, and the damping of the next step re-chosen from how well it had been predicted
+(Levenberg-Marquardt). Where no retain examples are at hand, the metric of the step itself predicts, and nothing is
+measured.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxunlearn import losses, tree
+from jaxunlearn.curvature import GaussNewton
+from jaxunlearn.operators import LinearOperator
+from jaxunlearn.types import Batch, Model, Params, UnlearnBatch
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """Bound a step by what it does to the model's answers on the retain set.
+
+    The predicted `KL(before || after)` of a step d is `d.G d / 2`, G the Gauss-Newton matrix on retain. A longer step
+    is shortened to `max_kl`; then the KL is measured, the step cut back if it still exceeds twice the bound, and the
+    damping re-chosen for the next step: raised when the prediction was bad, lowered when it was good
+    (Levenberg-Marquardt).
+
+    Args:
+        max_kl: bound, nats per retain loss token and step.
+        fill: also lengthen a shorter step to the bound (for ascent, which has no length of its own).
+        adapt: re-choose the damping; False keeps it fixed.
+        damping_range: the damping never leaves this range.
+        predict: "retain": as above. "metric": `d.A d / 2` of the step's own undamped metric A, say a stored Fisher
+            matrix, is the prediction; retain is not looked at, nothing is measured, and the damping stays.
+    """
+
+    max_kl: float
+    fill: bool = False
+    adapt: bool = True
+    damping_range: tuple[float, float] = (1e-5, 1e3)
+    predict: Literal["retain", "metric"] = "retain"
+
+    def __post_init__(self):
+        if not self.max_kl > 0:
+            raise ValueError(f"TrustRegion(max_kl={self.max_kl}): give a positive bound in nats per retain token")
+        if self.predict not in ("retain", "metric"):
+            raise ValueError(f"TrustRegion(predict={self.predict!r}): choose 'retain' or 'metric'")
+
+
+def predicted_kl(model: Model, params: Params, retain: Batch, step: PyTree) -> Float[Array, ""]:
+    """`d.G d / 2` on retain, nats per loss token, d = `step`: the second-order prediction of KL(before || after)."""
+    return 0.5 * tree.vdot(step, GaussNewton()(model, params, retain)(step))
+
+
+def measured_kl(model: Model, before: Params, after: Params, retain: Batch) -> Float[Array, ""]:
+    """`KL(before || after)` of the predictions on retain, nats per loss token."""
+    old, new = retain.predict(model, before), retain.predict(model, after)
+    total, count = losses.kl_between(old.logits, new.logits, old.weights)
+    return total / jnp.where(count > 0, count, 1.0)
+
+
+def shorten(
+    region: TrustRegion, A: LinearOperator, model: Model, params: Params, batch: UnlearnBatch, step: PyTree
+) -> tuple[Array, Array]:
+    """The factor that brings `params - factor step` into the region, and measured over predicted KL there."""
+    if region.predict == "metric":
+        length, _ = _to_boundary(region, 0.5 * tree.vdot(step, A(step)))
+        return length, jnp.float32(1.0)
+    if batch.retain is None:
+        raise ValueError(
+            "the trust region is measured on UnlearnBatch.retain, which is None: pass retain examples in every batch, "
+            'or let a stored metric predict with TrustRegion(predict="metric")'
+        )
+    length, predicted = _to_boundary(region, predicted_kl(model, params, batch.retain, step))
+    after = jax.tree.map(lambda p, d: (p - length * d).astype(p.dtype), params, step)
+    actual = measured_kl(model, params, after, batch.retain)
+    cut = jnp.sqrt(region.max_kl / jnp.maximum(actual, 1e-30))
+    length = jnp.where(actual > 2 * region.max_kl, length * cut, length)
+    return length, actual / jnp.maximum(predicted, 1e-12)
+
+
+def levenberg_marquardt(region: TrustRegion, damping: Array, ratio: Array) -> Array:
+    """The next damping from the ratio of measured to predicted KL."""
+    if not region.adapt or region.predict == "metric":
+        return damping
+    good = (ratio > 0.75) & (ratio < 1.25)
+    bad = ~((ratio > 0.5) & (ratio < 2.0))
+    return jnp.clip(jnp.where(bad, 1.5 * damping, jnp.where(good, damping / 1.5, damping)), *region.damping_range)
+
+
+def _to_boundary(region: TrustRegion, predicted: Array) -> tuple[Array, Array]:
+    """The factor on a step of this predicted KL, and the KL predicted with it."""
+    length = jnp.sqrt(region.max_kl / jnp.maximum(predicted, 1e-30))
+    # Where the metric is blind to the step (predicted 0) there is no boundary to fill up to.
+    length = jnp.minimum(length, 1e3) if region.fill else jnp.minimum(length, 1.0)
+    return length, length**2 * predicted
