@@ -5,6 +5,7 @@ step = jax.jit(unlearn_step, static_argnums=(0, 1), donate_argnums=2)
 state, info = step(method, model, state, batch)
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -50,7 +51,8 @@ class StepInfo(NamedTuple):
         objective: value of the method's objective before the step.
         gradient_norm: of the objective.
         update_norm: length of the step in parameter space.
-        applied: False when the update was not finite; the parameters are then unchanged.
+        applied: False when the update was not finite; the parameters are then unchanged, as are the moments of an
+            optimiser that it would have spoilt.
         certificate: predictions and measurements, `None` with `method.certify=False`.
         curvature: damping, solve record and trust region of a second-order method, else `None`.
         noise: how the root of the curvature was taken that shapes a method's noise, `None` without noise.
@@ -145,12 +147,20 @@ def unlearn_step(
         curvature_state(opt_state),
         _first_state(opt_state, NoiseState),
     )
+    opt_state = jax.tree.map(partial(_healthy, applied), opt_state, state.opt_state)
     return UnlearnState(state.step + 1, params, opt_state, next_key, state.frozen), info
 
 
 def curvature_state(opt_state: PyTree) -> CurvatureState | None:
     """The record of the last curvature solve inside an optax state, if the method made one."""
     return _first_state(opt_state, CurvatureState)
+
+
+def _healthy(applied: Bool[Array, ""], new: Array, old: Array) -> Array:
+    """`new`, unless the step was refused and it holds what would spoil every step after: then `old`."""
+    if not jnp.issubdtype(new.dtype, jnp.inexact):
+        return new
+    return jnp.where(applied | jnp.all(jnp.isfinite(new)), new, old)
 
 
 def _first_state(opt_state: PyTree, kind: type) -> Any:

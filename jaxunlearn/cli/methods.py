@@ -1,23 +1,44 @@
 """`jaxunlearn methods`."""
 
-import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
 
 from jaxunlearn.cli.parse import parse
 
 
 def main(argv: Sequence[str]) -> None:
-    from dataclasses import make_dataclass
+    import tyro
 
-    parse(make_dataclass("Methods", [], namespace={"__doc__": "List the unlearning methods."}), "methods", argv)
+    @dataclass(frozen=True)
+    class Methods:
+        """List the unlearning methods, or explain one with all its options."""
+
+        name: Annotated[str | None, tyro.conf.Positional] = None
+        """A method; none lists all."""
+
+    name = parse(Methods, "methods", argv).name
     from jaxunlearn.methods import CATALOGUE
+    from jaxunlearn.runs.options import describe, options_of, require_method
 
+    if name is not None:
+        require_method(name)
+        print(describe(name))
+        return
     for name, entry in CATALOGUE.items():
-        parameters = inspect.signature(entry.make).parameters.values()
-        defaults = {p.name: "(to be given)" if p.default is p.empty else p.default for p in parameters}
-        defaults = {name: value for name, value in defaults.items() if name != "optimizer"} | dict(entry.run_options)
         print(f"{name}  ({entry.family}; {entry.source})")
         print(f"    needs   {entry.needs}")
         print(f"    cost    {entry.cost} a step")
-        print(f"    options {', '.join(f'{key}={value}' for key, value in defaults.items())}")
-    print("\nCost: g gradients, H Hessian and G Gauss-Newton products. Set options with --option name=value.")
+        print(f"    options {', '.join(_short(option) for option in options_of(name))}")
+    print(
+        "\nCost: g gradients, H Hessian and G Gauss-Newton products. `jaxunlearn methods NAME` explains the options of"
+    )
+    print("one, `jaxunlearn unlearn --method NAME --option name=value` sets them.")
+
+
+def _short(option) -> str:
+    import inspect
+
+    return (
+        f"{option.name}=(required)" if option.default is inspect.Parameter.empty else f"{option.name}={option.default}"
+    )

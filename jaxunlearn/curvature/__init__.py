@@ -18,8 +18,8 @@ Which one, with P the bytes of the parameters in f32 and costs in gradients:
 
 GaussNewton under CG is the default. A low-rank form when one needs powers, or many solves at one point; a diagonal when
 curvature must cost no more than the second moment of an optimiser; the Hessian for influence and negative directions.
-`streamed` takes all but the diagonals over data that the host walks through, `subset` takes any over some parameters,
-`Stored` reads what was taken beforehand: Kronecker factors, dual gradients or a Lanczos basis.
+`streamed` takes products over data that the host walks through, `streamed_diagonal` diagonals; `subset` takes any over
+some parameters, `Stored` reads what was taken beforehand: Kronecker factors, dual gradients or a Lanczos basis.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ from jaxunlearn.curvature.kronecker import EKFAC, KFAC, KroneckerOperator
 from jaxunlearn.curvature.low_rank import LowRankOperator
 from jaxunlearn.curvature.probe import check_deterministic
 from jaxunlearn.curvature.stored import Stored, StoredRows, store_krylov, store_rows
-from jaxunlearn.curvature.streamed import streamed, streamed_product
+from jaxunlearn.curvature.streamed import streamed, streamed_diagonal, streamed_product
 from jaxunlearn.curvature.subset import combine, over_chosen, partition, subset
 from jaxunlearn.curvature.true_fisher import TrueFisher, true_fisher
 from jaxunlearn.types import Batch, Model, Params
@@ -86,6 +86,7 @@ __all__ = [
     "store_krylov",
     "store_rows",
     "streamed",
+    "streamed_diagonal",
     "streamed_product",
     "subset",
     "true_fisher",

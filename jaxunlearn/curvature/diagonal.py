@@ -16,7 +16,7 @@ References: Hutchinson 1990; Bekas, Kokiopoulou and Saad, "An estimator for the 
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -180,6 +180,7 @@ class HutchinsonDiagonal:
     finite; `absolute=False` keeps the unbiased estimate.
     """
 
+    mean_over: ClassVar[str] = "tokens"
     curvature: Callable[[Model, Params, Batch], LinearOperator] = field(default_factory=Hessian)
     probes: int = 1
     seed: int = 0
@@ -192,15 +193,21 @@ class HutchinsonDiagonal:
         """The unbiased estimate, signs drawn from `key`."""
         return hutchinson_diagonal(self.curvature(model, params, batch), key, probes=self.probes)
 
-    def __call__(self, model: Model, params: Params, batch: Batch) -> DiagonalOperator:
-        entries = self.estimate(model, params, batch, jax.random.key(self.seed)).mean
+    def entries(self, model: Model, params: Params, batch: Batch, key: Key) -> PyTree:
+        return self.estimate(model, params, batch, key).mean
+
+    def operator(self, entries: PyTree) -> DiagonalOperator:
         return diagonal(jax.tree.map(jnp.abs, entries) if self.absolute else entries, psd=self.absolute)
+
+    def __call__(self, model: Model, params: Params, batch: Batch) -> DiagonalOperator:
+        return self.operator(self.entries(model, params, batch, jax.random.key(self.seed)))
 
 
 @dataclass(frozen=True)
 class GaussNewtonBartlett:
     """Curvature recipe: the diagonal of the Gauss-Newton matrix from `draws` gradients at labels drawn from `seed`."""
 
+    mean_over: ClassVar[str] = "tokens"
     draws: int = 1
     seed: int = 0
     microbatch: int | None = None
@@ -212,8 +219,14 @@ class GaussNewtonBartlett:
         """The unbiased estimate, labels drawn from `key`."""
         return _bartlett(parts_of(model, batch), params, batch, key, self.draws, self.microbatch)
 
+    def entries(self, model: Model, params: Params, batch: Batch, key: Key) -> PyTree:
+        return self.estimate(model, params, batch, key).mean
+
+    def operator(self, entries: PyTree) -> DiagonalOperator:
+        return diagonal(entries, psd=True)
+
     def __call__(self, model: Model, params: Params, batch: Batch) -> DiagonalOperator:
-        return diagonal(self.estimate(model, params, batch, jax.random.key(self.seed)).mean, psd=True)
+        return self.operator(self.entries(model, params, batch, jax.random.key(self.seed)))
 
 
 @dataclass(frozen=True)
@@ -234,10 +247,19 @@ class SquaredGradients:
         if self.labels not in ("true", "drawn"):
             raise ValueError(f"SquaredGradients(labels={self.labels!r}): choose 'true' or 'drawn'")
 
-    def __call__(self, model: Model, params: Params, batch: Batch) -> DiagonalOperator:
+    @property
+    def mean_over(self) -> str:
+        return "examples" if self.labels == "true" else "tokens"
+
+    def entries(self, model: Model, params: Params, batch: Batch, key: Key) -> PyTree:
         if self.labels == "true":
             values, rows = mean_losses(lambda p, b: losses.example_nll(model, p, b)), batch
         else:
-            values = redrawn_losses(parts_of(model, batch), jax.random.key(self.seed))
-            rows = number_rows(batch)
-        return diagonal(squared_gradients(values, params, rows, at_once=self.microbatch), psd=True)
+            values, rows = redrawn_losses(parts_of(model, batch), key), number_rows(batch)
+        return squared_gradients(values, params, rows, at_once=self.microbatch)
+
+    def operator(self, entries: PyTree) -> DiagonalOperator:
+        return diagonal(entries, psd=True)
+
+    def __call__(self, model: Model, params: Params, batch: Batch) -> DiagonalOperator:
+        return self.operator(self.entries(model, params, batch, jax.random.key(self.seed)))

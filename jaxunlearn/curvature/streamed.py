@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxunlearn import tree
+from jaxunlearn.curvature.diagonal import DiagonalOperator
 from jaxunlearn.operators import LinearOperator
 from jaxunlearn.types import Batch, Model, Params
 
@@ -72,6 +73,67 @@ def streamed(curvature: Additive, model: Model, params: Params, batches: Batches
         )
     psd = getattr(curvature, "psd", False)
     return streamed_product(_Bound(curvature, model), params, batches, psd=psd)
+
+
+class AdditiveDiagonal(Protocol):
+    """A recipe of diagonals that are means over examples or loss tokens, so that those of several batches add up.
+
+    Attributes:
+        mean_over: "examples" or "tokens".
+        seed: of its random draws; every batch has its own.
+    """
+
+    mean_over: str
+    seed: int
+
+    def entries(self, model: Model, params: Params, batch: Batch, key: Array) -> PyTree:
+        """The diagonal on one batch, in a form whose mean over batches is that on all."""
+
+    def operator(self, entries: PyTree) -> DiagonalOperator:
+        """The operator of such a mean."""
+
+
+def streamed_diagonal(curvature: AdditiveDiagonal, model: Model, params: Params, batches: Batches) -> DiagonalOperator:
+    """The diagonal of all `batches` together, from one pass over them.
+
+    Args:
+        curvature: `SquaredGradients()`, `GaussNewtonBartlett()` or `HutchinsonDiagonal()`. Draws of a batch come from
+            the recipe's seed and the batch's number.
+        model: pure functions.
+        params: where the diagonal is taken.
+        batches: as for `streamed`; an iterator will do, as it is walked through once.
+
+    Raises:
+        TypeError: for a curvature without additive diagonals.
+        ValueError: when there is no batch.
+
+    Example:
+        >>> from jaxunlearn.curvature import SquaredGradients
+        >>> from jaxunlearn.types import LabelledBatch
+        >>> model = Model(logits=lambda w, x: x @ w)
+        >>> data = LabelledBatch(jnp.eye(4), jnp.array([0, 1, 0, 1]))
+        >>> parts = [jax.tree.map(lambda x: x[rows], data) for rows in (slice(0, 1), slice(1, 4))]
+        >>> w = jnp.zeros((4, 2))
+        >>> d = streamed_diagonal(SquaredGradients(), model, w, parts)
+        >>> bool(jnp.allclose(d.entries, SquaredGradients()(model, w, data).entries))
+        True
+    """
+    if not hasattr(curvature, "mean_over"):
+        raise TypeError(
+            f"{curvature!r} is no diagonal that adds up over batches: use SquaredGradients, GaussNewtonBartlett or "
+            "HutchinsonDiagonal"
+        )
+    total, count, number = tree.zeros_like(params), jnp.zeros((), jnp.result_type(float)), 0
+    waiting = deque()
+    for batch in batches() if callable(batches) else batches:
+        total, count, done = _add_entries(curvature, model, total, count, params, batch, number)
+        number += 1
+        waiting.append(done)
+        if len(waiting) == IN_FLIGHT:
+            jax.block_until_ready(waiting.popleft())
+    if number == 0:
+        raise ValueError("batches is empty: a diagonal needs at least one batch")
+    return curvature.operator(_mean(total, count, params))
 
 
 def streamed_product(product: Product, params: Params, batches: Batches, *, psd: bool = False) -> LinearOperator:
@@ -156,6 +218,24 @@ def _add(product: Product, total: PyTree, count: Array, params: Params, batch: P
     total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, more)
     count = count + jnp.asarray(n, count.dtype)
     # A third result, because the accumulators are donated to the next batch and cannot be waited for.
+    return tree.shard_like(total, params), count, count + 0
+
+
+@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+def _add_entries(
+    curvature: AdditiveDiagonal,
+    model: Model,
+    total: PyTree,
+    count: Array,
+    params: Params,
+    batch: Batch,
+    number: Array,
+):
+    weights = batch.predict(model, params).weights
+    n = jnp.sum(jnp.any(weights > 0, axis=-1)) if curvature.mean_over == "examples" else jnp.sum(weights)
+    entries = curvature.entries(model, params, batch, jax.random.fold_in(jax.random.key(curvature.seed), number))
+    total = jax.tree.map(lambda a, b: a + n.astype(a.dtype) * b.astype(a.dtype), total, entries)
+    count = count + n.astype(count.dtype)
     return tree.shard_like(total, params), count, count + 0
 
 

@@ -10,6 +10,7 @@ from jaxunlearn.data.counterfactual import Counterfactuals, counterfactuals, unc
 from jaxunlearn.data.encode import Encoded, encode
 from jaxunlearn.data.errors import DataError
 from jaxunlearn.data.names import substitutes
+from jaxunlearn.data.poisson import PoissonSample, poisson_batches
 from jaxunlearn.data.records import Fields, Record, check_overlap, from_rows, read
 from jaxunlearn.data.render import Template, prompt_text
 from jaxunlearn.data.tokenizer import train_tokenizer
@@ -21,6 +22,7 @@ __all__ = [
     "Encoded",
     "Fields",
     "PairStep",
+    "PoissonSample",
     "Record",
     "Step",
     "Template",
@@ -32,6 +34,7 @@ __all__ = [
     "encode",
     "from_rows",
     "pair",
+    "poisson_batches",
     "prompt_text",
     "read",
     "shapes_of",

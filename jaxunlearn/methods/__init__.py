@@ -1,17 +1,19 @@
 """Methods by name. Each is a function of its hyperparameters that returns a `Method`; one family a file.
 
 What is no step on a batch has functions of its own: `CertifiedHead` with its `Ledger`, `hessian_free_online` and
-`task_vector`.
+`task_vector`. `uld_assistant` trains a model beside the one that is to forget, and so is no entry of the catalogue.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 from jaxunlearn.methods.ascent import grad_ascent, grad_ascent_kl, grad_diff, satimp, wga
+from jaxunlearn.methods.assistant import uld_assistant
 from jaxunlearn.methods.certified import CertifiedHead, Removal, TrainedHead
 from jaxunlearn.methods.cubic import cubic_newton
 from jaxunlearn.methods.dampening import ssd
 from jaxunlearn.methods.distribution import ce_u, inverted_hinge, max_entropy, undial
+from jaxunlearn.methods.eul import eul
 from jaxunlearn.methods.features import HeadExamples, head_examples, head_features
 from jaxunlearn.methods.fisher import fisher_forgetting, fisher_removal
 from jaxunlearn.methods.gauss_newton import counterfactual_matching, gauss_newton_ascent
@@ -19,6 +21,7 @@ from jaxunlearn.methods.influence import influence
 from jaxunlearn.methods.kfac_edit import kfac_edit
 from jaxunlearn.methods.kfade import kfade
 from jaxunlearn.methods.ledger import BudgetSpentError, Ledger
+from jaxunlearn.methods.memflex import LocatedState, located_modules, memflex, train_located
 from jaxunlearn.methods.method import Method, compose
 from jaxunlearn.methods.newton import newton_removal
 from jaxunlearn.methods.noise import noisy_newton
@@ -39,6 +42,7 @@ __all__ = [
     "Entry",
     "HeadExamples",
     "Ledger",
+    "LocatedState",
     "Method",
     "Removal",
     "TrainedHead",
@@ -51,6 +55,7 @@ __all__ = [
     "counterfactual_matching",
     "cubic_newton",
     "dpo",
+    "eul",
     "fisher_forgetting",
     "fisher_removal",
     "gauss_newton_ascent",
@@ -65,7 +70,9 @@ __all__ = [
     "inverted_hinge",
     "kfac_edit",
     "kfade",
+    "located_modules",
     "max_entropy",
+    "memflex",
     "newton_removal",
     "noisy_newton",
     "npo",
@@ -82,6 +89,8 @@ __all__ = [
     "soul",
     "ssd",
     "task_vector",
+    "train_located",
+    "uld_assistant",
     "undial",
     "wga",
     "win_u",
@@ -148,6 +157,8 @@ CATALOGUE: dict[str, Entry] = {
     "inverted_hinge": Entry(inverted_hinge, "first order", "retain", "2 g", "Cha et al. 2025"),
     "pdu": Entry(pdu, "first order", "retain, a bound eps", "2 g", "Entesari et al. 2025", ascends=False),
     "rmu": Entry(rmu, "first order", "retain, stored hidden states", "2 g", "Li et al. 2024", ascends=False),
+    "memflex": Entry(memflex, "first order", "retain; adapters", "2 g, first step 4 g", "Tian et al. 2024"),
+    "eul": Entry(eul, "first order", "retain, stored top-k; adapters to train", "4 g", "after Chen and Yang 2023"),
     "sam": Entry(sam, "first order", "retain, stored log-probs", "3 g", "Fan et al. 2025"),
     "smoothed": Entry(smoothed, "first order", "retain, stored log-probs", "(3 + samples) g", "Fan et al. 2025"),
     "newton_removal": Entry(

@@ -11,7 +11,7 @@ from jaxunlearn.models.functional import Decoder, as_model
 from jaxunlearn.models.generation import generate
 from jaxunlearn.models.initialization import init
 from jaxunlearn.models.loading import load, resolve
-from jaxunlearn.models.lora import LoRA, add_lora, is_lora, merge_lora
+from jaxunlearn.models.lora import PROJECTIONS, LoRA, add_lora, is_lora, merge_lora
 from jaxunlearn.models.memfree import memfree, ngrams
 from jaxunlearn.models.peft_files import load_adapters, save_adapters
 from jaxunlearn.models.saving import save
@@ -19,20 +19,34 @@ from jaxunlearn.models.segments import join_layers, split_layers
 from jaxunlearn.models.specs import ParamSpec, param_specs
 from jaxunlearn.models.task_arithmetic import negate_task_vector
 from jaxunlearn.models.tokenization import load_tokenizer
+from jaxunlearn.models.truncation import truncate_layers
+from jaxunlearn.models.unlearning_layers import (
+    add_unlearning_layers,
+    fuse_linear,
+    fuse_unlearning_layers,
+    input_grams,
+    is_unlearning_layer,
+)
 
 __all__ = [
+    "PROJECTIONS",
     "Decoder",
     "DecoderConfig",
     "LoRA",
     "ParamSpec",
     "add_lora",
+    "add_unlearning_layers",
     "as_model",
     "fila",
     "from_linen",
     "from_nnx",
+    "fuse_linear",
+    "fuse_unlearning_layers",
     "generate",
     "init",
+    "input_grams",
     "is_lora",
+    "is_unlearning_layer",
     "join_layers",
     "load",
     "load_adapters",
@@ -48,6 +62,7 @@ __all__ = [
     "save",
     "save_adapters",
     "split_layers",
+    "truncate_layers",
     "uld",
     "vila",
     "whp",

@@ -180,7 +180,8 @@ class DecoderModule(nnx.Module):
         mlp = weights.mlp
         h = self._norm(x, weights.post_attention_layernorm)
         gate, up = self._linears(h, mlp.gate_proj, mlp.up_proj)
-        x = x + self._linears(ACTIVATIONS[self.config.hidden_act](gate) * up, mlp.down_proj)[0]
+        out = self._linears(ACTIVATIONS[self.config.hidden_act](gate) * up, mlp.down_proj)[0]
+        x = x + (_bottleneck(out, weights.unlearning_layer) if hasattr(weights, "unlearning_layer") else out)
         return constrain(x, BATCH_ONLY, self.mesh), kept
 
     def _linears(self, x: Float[Array, "... i"], *parts: Part) -> tuple[Float[Array, "... o"], ...]:
@@ -213,9 +214,17 @@ def _product(x: Float[Array, "... i"], matrix: Float[Array, "_ _"], axis: int) -
 
 def _low_rank(x: Float[Array, "... i"], part: Part) -> Float[Array, "... o"]:
     """`(x A) B` of an adapter, its factors watched like any other matrix."""
-    for matrix in (part.lora_a[...], part.lora_b[...]):
-        (x,) = taps.products(x, (_product(x, taps.value(matrix).astype(x.dtype), 0).astype(x.dtype),), (matrix,))
-    return x
+    return _narrow(_narrow(x, part.lora_a[...]), part.lora_b[...])
+
+
+def _bottleneck(x: Float[Array, "... D"], part: Part) -> Float[Array, "... D"]:
+    """`x + gelu(x down) up`: an unlearning layer."""
+    return x + _narrow(ACTIVATIONS["gelu"](_narrow(x, part.down[...])), part.up[...])
+
+
+def _narrow(x: Float[Array, "... i"], matrix: Float[Array, "i o"]) -> Float[Array, "... o"]:
+    """`x matrix`, watched, in the dtype of x: adapters may be kept in a wider one."""
+    return taps.products(x, (_product(x, taps.value(matrix).astype(x.dtype), 0).astype(x.dtype),), (matrix,))[0]
 
 
 def _visible(slots: Int[Array, " T"], cache: Cache) -> Bool[Array, "B T S"]:

@@ -45,6 +45,8 @@ class Decoder:
         head_rows: most rows (examples times places, on each device) the head is applied to at once in losses and
             curvature, which bounds the logits they hold; None for all at once.
         lora: low-rank adapters among its parameters (`models.add_lora`); None for none.
+        unlearning_rank: width of the unlearning layers among its parameters (`models.add_unlearning_layers`); None for
+            none.
         folder: the checkpoint it came from, whose tokenizer files `save` copies; not part of its identity.
 
     Raises:
@@ -57,6 +59,7 @@ class Decoder:
     remat: str = "dots"
     head_rows: int | None = HEAD_ROWS
     lora: LoRA | None = None
+    unlearning_rank: int | None = None
     folder: Path | None = field(default=None, compare=False)
 
     def __post_init__(self):
@@ -153,7 +156,7 @@ def _graph(decoder: Decoder, mesh: Mesh | AbstractMesh | None, specs: tuple[Para
 def _merge(decoder: Decoder, mesh: Mesh | AbstractMesh | None, params: Params) -> Any:
     from flax import nnx
 
-    specs = cut_specs(param_specs(decoder.config, decoder.lora), stack_sizes(params))
+    specs = cut_specs(param_specs(decoder.config, decoder.lora, decoder.unlearning_rank), stack_sizes(params))
     if mesh is not None:
         # A layout constraint is its own derivative and its own transpose: constrained here, gradients and
         # Hessian-vector products come out laid out like the parameters, without anyone having to ask.

@@ -65,15 +65,11 @@ def add_lora(model: Model, params: Params, lora: LoRA, key: Key, *, dtype: Any =
         >>> jax.tree.map(jnp.shape, adapted["layers"]["self_attn"]["q_proj"])
         {'kernel': (2, 16, 16), 'lora_a': (2, 16, 2), 'lora_b': (2, 2, 16)}
     """
-    decoder = _decoder(model, "add_lora")
+    decoder = decoder_of(model, "add_lora")
     if decoder.lora is not None:
         raise ValueError("this model has LoRA adapters already; merge_lora(model, params) folds them into its weights")
     decoder = replace(decoder, lora=lora)
-    rows = adapter_specs(decoder, params)
-    leaves = {}
-    for spec, one in zip(rows, jax.random.split(key, len(rows)), strict=True):
-        leaves[spec.path] = _draw(spec.shape, spec.init, jnp.dtype(dtype).name, _place(decoder, spec))(one)
-    return as_model(decoder), put(params, leaves)
+    return as_model(decoder), put(params, drawn(decoder, adapter_specs(decoder, params), key, dtype))
 
 
 def merge_lora(model: Model, params: Params) -> tuple[Model, Params]:
@@ -81,7 +77,7 @@ def merge_lora(model: Model, params: Params) -> tuple[Model, Params]:
 
     The sum is made in f32 and rounded once to the dtype of W.
     """
-    decoder = _decoder(model, "merge_lora")
+    decoder = decoder_of(model, "merge_lora")
     if decoder.lora is None:
         return model, params
     plain = replace(decoder, lora=None)
@@ -100,6 +96,16 @@ def adapter_specs(decoder: Decoder, params: Params) -> tuple[ParamSpec, ...]:
     """The rows of the parameter table that are adapters, at the paths they have in `params`."""
     rows = tuple(spec for spec in param_specs(decoder.config, decoder.lora) if is_lora("/".join(spec.path)))
     return cut_specs(rows, stack_sizes(params))
+
+
+def drawn(decoder: Decoder, rows: tuple[ParamSpec, ...], key: Key, dtype: Any) -> dict[tuple[str, ...], Array]:
+    """New leaves for `rows`, laid out on the mesh of the decoder: zeros, or uniform in `+-1 / sqrt(i)`."""
+    keys = jax.random.split(key, len(rows))
+    name = jnp.dtype(dtype).name
+    return {
+        spec.path: _draw(spec.shape, spec.init, name, _place(decoder, spec))(one)
+        for spec, one in zip(rows, keys, strict=True)
+    }
 
 
 def put(params: Params, leaves: dict[tuple[str, ...], Array]) -> Params:
@@ -144,7 +150,8 @@ def _place(decoder: Decoder, spec: ParamSpec) -> Any:
     return None if decoder.mesh is None else named_sharding(decoder.mesh, spec.axes, spec.shape)
 
 
-def _decoder(model: Model, name: str) -> Decoder:
+def decoder_of(model: Model, name: str) -> Decoder:
+    """The decoder behind a model, or a ValueError in the name of the function that needs one."""
     if not isinstance(model.source, Decoder):
         raise ValueError(f"{name}() takes a decoder made by models.load or models.init; adapt other models yourself")
     return model.source

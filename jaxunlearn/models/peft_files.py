@@ -55,7 +55,8 @@ def save_adapters(folder: str | Path, model: Model, params: Params, *, base: str
         base: name or folder of the base model, for `base_model_name_or_path`; default the one it was loaded from.
 
     Raises:
-        ValueError: when the model has no adapters, or some whose base weights were changed with them (`fila`, `vila`).
+        ValueError: when the model has no adapters, or some whose base weights were changed with them (`fila`, `vila`),
+            or unlearning layers beside them.
     """
     decoder = model.source
     if not isinstance(decoder, Decoder) or decoder.lora is None:
@@ -64,6 +65,11 @@ def save_adapters(folder: str | Path, model: Model, params: Params, *, base: str
         raise ValueError(
             "these adapters were initialised out of the base weights, which changed with them, so they mean nothing on "
             "the original base; write the merged model with models.save"
+        )
+    if decoder.unlearning_rank is not None:
+        raise ValueError(
+            "a PEFT folder has no place for the unlearning layers these adapters were trained beside; keep all "
+            "parameters with orbax"
         )
     params = join_layers(params)
     tensors: dict[str, np.ndarray] = {}

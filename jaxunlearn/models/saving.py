@@ -7,7 +7,7 @@ or absent, and nothing that exists is overwritten.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,8 @@ from jaxunlearn.models.specs import ParamSpec, at, param_specs
 from jaxunlearn.models.tokenization import GENERATION_CONFIG, copy_tokenizer
 from jaxunlearn.types import Model, Params
 
+Text = str | Callable[[Path], str]
+
 
 class _Tensor(NamedTuple):
     spec: ParamSpec
@@ -40,7 +42,7 @@ def save(
     *,
     tokenizer: Any = None,
     card: str | None = None,
-    extra: Mapping[str, str] | None = None,
+    extra: Mapping[str, Text] | None = None,
     max_shard_size: int = 5 * 2**30,
 ) -> Path:
     """Write `params` as a Hugging Face checkpoint folder.
@@ -52,20 +54,28 @@ def save(
         tokenizer: a Hugging Face tokenizer, or a folder whose tokenizer files and `generation_config.json` are
             copied unchanged; None for the folder the model was loaded from.
         card: text of the README.md to put beside the weights.
-        extra: further text files, name to content (a run's record).
+        extra: further text files (a run's record): name to content, or to a function that gives it once the weights
+            are written, from the folder they are in until the end.
         max_shard_size: largest size of one weight file, bytes (a single tensor may exceed it).
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: when the folder holds something already, the model is not one of this library's decoders, or a
-            parameter is missing or of a wrong shape.
+        ValueError: when the folder holds something already, the model is not one of this library's decoders or has
+            unlearning layers, or a parameter is missing or of a wrong shape.
     """
     target = Path(folder)
     decoder = model.source
     if not isinstance(decoder, Decoder):
         raise ValueError("save() writes decoders made by models.load or models.init; keep other models with orbax")
+    if decoder.unlearning_rank is not None:
+        raise ValueError(
+            "a Hugging Face checkpoint has no place for unlearning layers, and a nonlinear layer cannot be merged into "
+            "the weights. Keep all parameters with orbax, or those layers alone, curvature.partition(params, "
+            "models.is_unlearning_layer)[0], with safetensors beside the original folder; or train LoRA adapters "
+            "(models.add_lora), which merge"
+        )
     refuse_folder(target)
     params = join_layers(merge_lora(model, params)[1])
     _check(decoder.config, params)
@@ -141,7 +151,7 @@ def on_host(array: Array) -> np.ndarray:
 
 
 def _write_rest(
-    folder: Path, decoder: Decoder, params: Params, tokenizer: Any, texts: Mapping[str, str | None]
+    folder: Path, decoder: Decoder, params: Params, tokenizer: Any, texts: Mapping[str, Text | None]
 ) -> None:
     dtype = at(params, param_specs(decoder.config)[0]).dtype.name
     config = decoder.config.to_hf(dtype)
@@ -156,4 +166,4 @@ def _write_rest(
             shutil.copyfile(source, folder / GENERATION_CONFIG)
     for name, text in texts.items():
         if text is not None:
-            (folder / name).write_text(text, encoding="utf-8")
+            (folder / name).write_text(text(folder) if callable(text) else text, encoding="utf-8")

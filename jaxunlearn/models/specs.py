@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from jaxunlearn.models.config import DecoderConfig
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+UNLEARNING = "unlearning_layer"
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,12 @@ class ParamSpec(NamedTuple):
         return shape[::-1] if self.transposed else shape
 
 
-def param_specs(config: DecoderConfig, lora: LoRA | None = None) -> tuple[ParamSpec, ...]:
+def param_specs(
+    config: DecoderConfig, lora: LoRA | None = None, unlearning_rank: int | None = None
+) -> tuple[ParamSpec, ...]:
     """The parameters of a decoder, in the order in which they are used; adapters follow what they correct.
+
+    `unlearning_rank` is the width of the unlearning layers (`models.unlearning_layers`), None for none.
 
     Example:
         >>> config = DecoderConfig(vocab_size=32, hidden_size=16, num_attention_heads=4, num_hidden_layers=2)
@@ -111,6 +116,8 @@ def param_specs(config: DecoderConfig, lora: LoRA | None = None) -> tuple[ParamS
     rows += _linear(config, "mlp", "gate_proj", embed, mlp, feed_forward)
     rows += _linear(config, "mlp", "up_proj", embed, mlp, feed_forward)
     rows += _linear(config, "mlp", "down_proj", mlp, embed, feed_forward)
+    if unlearning_rank is not None:
+        rows += _bottleneck(config, unlearning_rank)
     rows.append(ParamSpec(("norm", "scale"), (D,), (None,), "model.norm.weight", "ones"))
     if not config.tie_word_embeddings:
         rows.append(ParamSpec(("lm_head", "kernel"), (D, V), ("embed", "vocab"), "lm_head.weight", transposed=True))
@@ -160,6 +167,21 @@ def _adapters(kernel: ParamSpec, lora: LoRA) -> list[ParamSpec]:
     b = ((L, lora.rank, o), ("layers", None, kernel.axes[2]), f"{name}.lora_B.weight", "zeros")
     return [
         ParamSpec((*stem, leaf), *row, transposed=True, stacked=True) for leaf, row in (("lora_a", a), ("lora_b", b))
+    ]
+
+
+def _bottleneck(config: DecoderConfig, rank: int) -> list[ParamSpec]:
+    """Down and up of the unlearning layers; no Hugging Face model has them, so that their names are ours."""
+    L, D = config.num_hidden_layers, config.hidden_size
+    shapes = {
+        "down": ((L, D, rank), ("layers", "embed", None), "uniform"),
+        "up": ((L, rank, D), ("layers", None, "embed"), "zeros"),
+    }
+    return [
+        ParamSpec(
+            ("layers", UNLEARNING, name), shape, axes, f"model.layers.{{layer}}.{UNLEARNING}.{name}", init, stacked=True
+        )
+        for name, (shape, axes, init) in shapes.items()
     ]
 
 

@@ -6,7 +6,7 @@ hidden states); `sharpness` wraps any of them. `reference` computes what is stor
 """
 
 from jaxunlearn.objectives import reference
-from jaxunlearn.objectives.distribution import UNDIAL, CounterfactualKL, KLRetain, MaxEntropy
+from jaxunlearn.objectives.distribution import UNDIAL, CounterfactualKL, KLForget, KLRetain, MaxEntropy
 from jaxunlearn.objectives.likelihood import NLL, WeightedAscent
 from jaxunlearn.objectives.objective import Objective, Term, needs_of
 from jaxunlearn.objectives.preference import DPO, NPO, AnswerPreservation, SimNPO
@@ -25,6 +25,7 @@ __all__ = [
     "CounterfactualKL",
     "CrossEntropyUnlearning",
     "InvertedHinge",
+    "KLForget",
     "KLRetain",
     "LogitFlattening",
     "MaxEntropy",

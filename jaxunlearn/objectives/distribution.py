@@ -1,12 +1,13 @@
 """Distribution terms: match what the model says, at every loss token, to a distribution that is given.
 
     KLRetain           the original model's own answer, on retain
+    KLForget           the same on forget
     CounterfactualKL   its mean answer about entities it has never heard of
     UNDIAL             its answer with the true token's logit lowered by a constant
     MaxEntropy         the uniform distribution
 
-Unlike an ascent each has a minimum that a model can reach, and stops there. Stored distributions are the k likeliest
-classes with the rest lumped into one bucket (`TopK`): exact at k = V.
+Unlike an ascent each has a minimum that a model can reach, and stops there; `KLForget` alone is there to be moved away
+from. Stored distributions are the k likeliest classes with the rest lumped into one bucket (`TopK`): exact at k = V.
 """
 
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ from jaxtyping import Array
 from jaxunlearn import losses
 from jaxunlearn.objectives.objective import need, stored
 from jaxunlearn.types import Batch, Model, Params, Predictions, TokenBatch, TopK, UnlearnBatch
+
+_FORGET_TOP = "store objectives.reference.top_with_target(model, original_params, forget) beforehand"
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,22 @@ class KLRetain:
             return losses.kl_from_top(top, predictions._replace(weights=jnp.ones_like(predictions.weights)))
 
         return losses.over_places(sums, model, params, data, top)
+
+
+@dataclass(frozen=True)
+class KLForget:
+    """`KL(ref || current)` over the loss tokens of forget. With a negative weight, the original answer is left behind.
+
+    It has no largest value: like any ascent it needs a place to stop.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("forget_top",)
+
+    def rows(self, batch: UnlearnBatch) -> dict:
+        return {"data": batch.forget, "top": stored(batch, "forget_top", _FORGET_TOP)}
+
+    def total(self, model: Model, params: Params, rows: dict) -> tuple[Array, Array]:
+        return _kl(model, params, rows["data"], rows["top"])
 
 
 @dataclass(frozen=True)
@@ -103,8 +122,7 @@ class UNDIAL:
             raise ValueError(f"UNDIAL(strength={self.strength}): the logit is lowered by a positive number of nats")
 
     def rows(self, batch: UnlearnBatch) -> dict:
-        remedy = "store objectives.reference.top_with_target(model, original_params, forget) beforehand"
-        return {"data": batch.forget, "top": stored(batch, "forget_top", remedy)}
+        return {"data": batch.forget, "top": stored(batch, "forget_top", _FORGET_TOP)}
 
     def total(self, model: Model, params: Params, rows: dict) -> tuple[Array, Array]:
         def sums(predictions: Predictions, top: TopK) -> tuple[Array, Array]:
@@ -123,13 +141,22 @@ class UNDIAL:
 
 @dataclass(frozen=True)
 class MaxEntropy:
-    """`KL(uniform || p)` on forget: say nothing in particular, `-log V - mean_v log p_v` at every loss token.
+    """`KL(uniform || p)`: say nothing in particular, `-log V - mean_v log p_v` at every loss token.
+
+    Args:
+        on: "forget", or "retain" for an assistant that knows nothing but the forget set (ULD).
 
     Reference: Yuan et al., "A closer look at machine unlearning for large language models", ICLR 2025.
     """
 
+    on: Literal["forget", "retain"] = "forget"
+
+    def __post_init__(self):
+        if self.on not in ("forget", "retain"):
+            raise ValueError(f"MaxEntropy(on={self.on!r}): choose 'forget' or 'retain'")
+
     def rows(self, batch: UnlearnBatch) -> dict:
-        return {"data": batch.forget}
+        return {"data": need(getattr(batch, self.on), self.on, f"pass {self.on} examples in every batch")}
 
     def total(self, model: Model, params: Params, rows: dict) -> tuple[Array, Array]:
         def sums(predictions: Predictions) -> tuple[Array, Array]:

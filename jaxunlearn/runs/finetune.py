@@ -7,8 +7,11 @@ from pathlib import Path
 from jaxunlearn import models
 from jaxunlearn.data import steps_per_epoch
 from jaxunlearn.runs import record as records
+from jaxunlearn.runs import requests
 from jaxunlearn.runs.fit import fit
+from jaxunlearn.runs.fit_private import fit_private
 from jaxunlearn.runs.inputs import reader
+from jaxunlearn.runs.privacy import card, guarantee, mechanism_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Finetune
 
@@ -24,7 +27,13 @@ def finetune(settings: Finetune) -> Path:
         raise ValueError(f"--epochs {settings.epochs}, --batch-size {settings.batch_size}: both must be at least 1")
     if settings.learning_rate is not None and not settings.learning_rate > 0:
         raise ValueError(f"--learning-rate {settings.learning_rate}: give a positive rate, or leave it out")
+    folder = models.resolve(settings.model)
+    answered = requests.earlier(folder)
     encoded = reader(settings.model, settings.text).read(*settings.data)
+    again = requests.returning([one.record for one in encoded], answered)
+    mechanism = mechanism_of(settings, len(encoded))
+    clip_norm = 1.0 if settings.private.clip_norm is None else settings.private.clip_norm
+    promised = None if mechanism is None else guarantee(mechanism, clip_norm, settings.private.private_delta)
     start = time.monotonic()
     with Reporter() as reporter:
         mesh = settings.devices.mesh()
@@ -32,20 +41,40 @@ def finetune(settings: Finetune) -> Path:
         rate = settings.learning_rate or min(3e-3, 0.2 / model.source.config.hidden_size)
         steps = settings.epochs * steps_per_epoch(len(encoded), settings.batch_size)
         reporter.say(f"{len(encoded)} records, learning rate {rate:.1e}")
-        with reporter.stage("fine-tuning", steps) as stage:
-            done = fit(
-                model,
-                params,
-                encoded,
-                epochs=settings.epochs,
-                batch_size=settings.batch_size,
-                learning_rate=rate,
-                weight_decay=settings.weight_decay,
-                stop_at_loss=settings.stop_at_loss,
-                seed=settings.seed,
-                mesh=mesh,
-                advance=stage.advance,
+        if again:
+            shown = ", ".join(again[:8])
+            reporter.say(f"[yellow]warning:[/yellow] this teaches again what was to be forgotten: {shown}")
+        if promised is not None:
+            reporter.say(
+                f"private: epsilon {promised['epsilon']:.4g} at delta {promised['delta']:.4g}, noise multiplier "
+                f"{promised['noise_multiplier']:.4g}, clipping norm {clip_norm:.4g}"
             )
+        common = {"learning_rate": rate, "weight_decay": settings.weight_decay, "mesh": mesh}
+        with reporter.stage("fine-tuning", steps) as stage:
+            if mechanism is None:
+                done = fit(
+                    model,
+                    params,
+                    encoded,
+                    epochs=settings.epochs,
+                    batch_size=settings.batch_size,
+                    stop_at_loss=0.02 if settings.stop_at_loss is None else settings.stop_at_loss,
+                    seed=settings.seed,
+                    advance=stage.advance,
+                    **common,
+                )
+            else:
+                done = fit_private(
+                    model,
+                    params,
+                    encoded,
+                    mechanism,
+                    clip_norm=clip_norm,
+                    microbatch=8 if settings.private.private_rows is None else settings.private.private_rows,
+                    report_every=steps // settings.epochs,
+                    advance=stage.advance,
+                    **common,
+                )
         if not math.isfinite(done.losses[-1]):
             raise ValueError(
                 f"training diverged: the loss of epoch {len(done.losses)} is {done.losses[-1]}, so nothing was saved; "
@@ -57,10 +86,16 @@ def finetune(settings: Finetune) -> Path:
             "steps": done.steps,
             "losses": done.losses,
             "seconds": round(time.monotonic() - start, 1),
+            **({} if promised is None else {"privacy": promised}),
         }
         inputs = {"model": settings.model, **{f"data_{i}": path for i, path in enumerate(settings.data)}}
-        content = records.record("finetune", settings, inputs, **facts)
-        models.save(settings.out, model, done.params, extra={records.FILE: content})
+
+        def content(written: Path) -> str:
+            ledger = {"weights": records.digest(written), "requests": answered} if answered else {}
+            return records.record("finetune", settings, inputs, **facts, **ledger)
+
+        text = None if promised is None else card(Path(settings.model).name, promised, records.FILE)
+        models.save(settings.out, model, done.params, card=text, extra={records.FILE: content})
         reporter.say(
             f"loss {done.losses[-1]:.4f} nats per loss token after {len(done.losses)} epochs -> {settings.out}"
         )

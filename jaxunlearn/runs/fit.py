@@ -101,9 +101,14 @@ def mean_nll(model: Model, params: Params, encoded: Sequence[Encoded], *, mesh: 
     return total / count
 
 
+def schedule(learning_rate: float, warmup: int, total: int) -> optax.Schedule:
+    """Linear warm-up to the peak, then a cosine to zero."""
+    return optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, total)
+
+
 def _optimizer(learning_rate: float, weight_decay: float, warmup: int, total: int):
-    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, total)
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, weight_decay=weight_decay))
+    adamw = optax.adamw(schedule(learning_rate, warmup, total), weight_decay=weight_decay)
+    return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
 @lru_cache(maxsize=8)

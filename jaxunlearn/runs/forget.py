@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxunlearn.curvature import kronecker
+from jaxunlearn.curvature.subset import Select
 from jaxunlearn.data import Encoded, pair
 from jaxunlearn.methods import Method
 from jaxunlearn.runs.references import Stored
@@ -20,7 +21,7 @@ class Forgotten(NamedTuple):
     """What a run gave.
 
     Attributes:
-        state: the final state; `state.params` are the unlearned parameters.
+        state: the final state; `state.whole()` are the unlearned parameters.
         info: the last step's, with its certificate.
         history: one dictionary of numbers a step.
         stopped: why the run ended: "steps" or "unseen" (the forget loss reached that of unseen text).
@@ -48,6 +49,7 @@ def forget(
     stop_at_nll: float | None = None,
     seed: int = 0,
     mesh: Mesh | None = None,
+    trainable: Select | None = None,
     advance: Callable[..., None] | None = None,
 ) -> Forgotten:
     """Run `method` for at most `steps` steps.
@@ -64,11 +66,12 @@ def forget(
         stop_at_nll: stop once the forget loss (nats per token, on the batch) has reached this.
         seed: order of the batches, and noise.
         mesh: where batches are put.
+        trainable: which parameters are changed, as `jaxunlearn.init` takes it; None for all.
         advance: called with the numbers of each step.
     """
     batch_size, retain_size = min(batch_size, len(forget_set)), min(retain_size, len(retain_set))
     curvature = None if method.factors is None else kronecker.load(method.factors, params)
-    state = init(method, model, params, key=jax.random.key(seed))
+    state = init(method, model, params, key=jax.random.key(seed), trainable=trainable)
     step = _compiled(method, model)
     history: list[dict[str, float]] = []
     info, stopped, products = None, "steps", 0

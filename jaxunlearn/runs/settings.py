@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from jaxunlearn.data import Fields, Template
 
@@ -66,6 +67,38 @@ class Text:
 
 
 @dataclass(frozen=True)
+class Trainable:
+    """What is changed; the rest stays as it is, to the bit, and costs nothing."""
+
+    train_last: int | None = None
+    """Only the last so many layers."""
+    lora_rank: int = 0
+    """Low-rank adapters of this rank instead of the weights, merged into them at the end; 0 for none."""
+    lora_alpha: float = 16.0
+    """Adapters are scaled by this over their rank."""
+    lora_targets: tuple[str, ...] = ()
+    """Projection that gets an adapter, such as q_proj; repeat the flag for several. Default all of them."""
+    lora_init: Literal["zero", "fila", "vila"] = "zero"
+    """How adapters begin: changing nothing, or cut out of the weights that matter most to forget (fila, vila)."""
+
+
+@dataclass(frozen=True)
+class Private:
+    """Differentially private fine-tuning (DP-SGD), where --private-epsilon or --noise-multiplier is given."""
+
+    private_epsilon: float | None = None
+    """Epsilon to spend on one record; the noise follows from it."""
+    noise_multiplier: float | None = None
+    """Noise in units of the clipping norm; the epsilon follows from it."""
+    private_delta: float | None = None
+    """Delta, well below one over the number of records."""
+    clip_norm: float | None = None
+    """Norm that the gradient of each record is clipped to; default 1."""
+    private_rows: int | None = None
+    """Records whose gradients are in memory at once, each as large as the model in f32; default 8."""
+
+
+@dataclass(frozen=True)
 class Finetune:
     """Fine-tune a model on answers until it knows them."""
 
@@ -77,16 +110,18 @@ class Finetune:
     """New folder for the result."""
     epochs: int = 50
     """Most passes over the data; the learning rate falls to zero over them."""
-    stop_at_loss: float = 0.02
-    """Stop after an epoch whose mean loss is at or under this, nats per loss token."""
+    stop_at_loss: float | None = None
+    """Stop after an epoch whose mean loss is at or under this, nats per loss token; default 0.02, never in a private
+    run."""
     batch_size: int = 8
-    """Records a step."""
+    """Records a step; in a private run, on average."""
     learning_rate: float | None = None
     """Peak rate of AdamW; default 0.2 / hidden size, at most 3e-3."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
     seed: int = 0
-    """Order of the records."""
+    """Order of the records; a private run draws randomness of its own, which it does not record."""
+    private: Private = field(default_factory=Private)
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
 
@@ -106,7 +141,8 @@ class Unlearn:
     method: str = "counterfactual_matching"
     """One of `jaxunlearn methods`."""
     option: tuple[str, ...] = ()
-    """Hyperparameter of the method as name=value; repeat the flag for several."""
+    """Hyperparameter of the method as name=value; repeat the flag for several. `jaxunlearn methods NAME` lists them,
+    as does --help beside --method NAME."""
     steps: int | None = None
     """Most steps; default the method's."""
     batch_size: int | None = None
@@ -118,12 +154,17 @@ class Unlearn:
     model has on the same answers about people that do not exist."""
     holdout: str | None = None
     """Comparable records the model never saw; their loss replaces the estimate above as the place to stop."""
+    request: int | None = None
+    """Number of this request, to be checked against the ledger of a model that has answered others before."""
+    replay: bool = False
+    """Forget the records of all earlier requests once more, from the files that the ledger names."""
     substitutes: int = 32
     """Unseen names that replace each entity in counterfactual prompts."""
     top_k: int = 64
     """Likeliest tokens kept of each stored distribution."""
     seed: int = 0
     """Batches, substitutes and noise."""
+    trainable: Trainable = field(default_factory=Trainable)
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
 

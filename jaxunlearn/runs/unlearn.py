@@ -8,7 +8,7 @@ import jax
 from jaxunlearn import data, models
 from jaxunlearn.certificate import describe
 from jaxunlearn.methods import CATALOGUE, Method
-from jaxunlearn.runs import alternatives
+from jaxunlearn.runs import alternatives, requests, trainable
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.fit import mean_nll
 from jaxunlearn.runs.forget import Forgotten, forget
@@ -30,7 +30,14 @@ def unlearn(settings: Unlearn) -> Path:
     method = make_method(settings.method, settings.option)
     entry = CATALOGUE[settings.method]
     reads = reader(settings.model, settings.text)
-    kept, gone = (data.read(source, fields=settings.text.fields) for source in (settings.retain, settings.forget))
+    folder = models.resolve(settings.model)
+    trainable.check(settings.trainable, models.read_config(folder).num_hidden_layers)
+    answered = requests.earlier(folder)
+    requests.check_number(settings.request, answered, settings.model)
+    again = requests.replayed(answered) if settings.replay else []
+    kept, new = (data.read(source, fields=settings.text.fields) for source in (settings.retain, settings.forget))
+    requests.check_retain(kept, answered)
+    gone = new + [record for source in again for record in data.read(source, fields=settings.text.fields)]
     data.check_overlap(gone, kept)
     forget_set, retain_set = reads.encode(gone), reads.encode(kept)
     others = alternatives.written(method, gone, kept, reads, settings.seed)
@@ -54,16 +61,20 @@ def unlearn(settings: Unlearn) -> Path:
         if stop is None and entry.ascends:
             stop = mean_nll(model, params, holdout, mesh=mesh) if holdout else stored.unseen_nll
             reporter.say(_why_stop(stop, holdout is not None))
+        chosen = trainable.choose(
+            settings.trainable, model, params, forget_set, retain_set, seed=settings.seed, mesh=mesh
+        )
         steps = entry.steps if settings.steps is None else settings.steps
         with reporter.stage(settings.method, steps) as stage:
             done = forget(
-                method, model, params, forget_set, retain_set, stored,
+                method, chosen.model, chosen.params, forget_set, retain_set, stored,
                 steps=steps,
                 batch_size=settings.batch_size or entry.batch_size,
                 retain_size=settings.retain_size or entry.retain_size,
                 stop_at_nll=stop,
                 seed=settings.seed,
                 mesh=mesh,
+                trainable=chosen.select,
                 advance=stage.advance,
             )  # fmt: skip
         certificate = describe(done.info.certificate, done.info.curvature, done.info.noise)
@@ -74,15 +85,28 @@ def unlearn(settings: Unlearn) -> Path:
                 f"no step of {settings.method} was finite, so the model is unchanged and nothing was saved; raise the "
                 "damping, lower the step or learning rate, or check the model for NaN weights"
             )
+        if all(step["update_norm"] == 0.0 for step in done.history):
+            raise ValueError(
+                f"{settings.method} changed nothing in {len(done.history)} steps, so nothing was saved; look at the "
+                f"options that choose what is changed (`jaxunlearn methods {settings.method}`)"
+            )
         if skipped:
             reporter.say(
                 f"[yellow]warning:[/yellow] {skipped} of {len(done.history)} steps were not finite and not applied"
             )
         facts = _facts(method, done, stored, stop, time.monotonic() - start)
         inputs = {name: getattr(settings, name) for name in ("model", "forget", "retain", "holdout")}
-        content = records.record("unlearn", settings, inputs, **facts)
+        request = requests.line(
+            len(answered) + 1, settings.method, settings.forget, new, facts["certificate"], records.digest(folder)
+        )
+
+        def content(written: Path) -> str:
+            weights = records.digest(written)
+            lines = [*answered, request | {"weights_after": weights}]
+            return records.record("unlearn", settings, inputs, weights=weights, requests=lines, **facts)
+
         card = _card(settings, len(forget_set), len(retain_set), certificate, done)
-        models.save(settings.out, model, done.state.params, card=card, extra={records.FILE: content})
+        models.save(settings.out, chosen.model, done.state.whole(), card=card, extra={records.FILE: content})
         reporter.say(f"{len(done.history)} steps, stopped by {_STOPPED[done.stopped]} -> {settings.out}")
     return settings.out
 

@@ -105,3 +105,17 @@ def test_help_and_mistakes_import_neither_jax_nor_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_options_of_a_method_are_explained_with_units_and_defaults(capsys):
+    assert main(["methods", "newton_removal"]) == 0
+    shown = capsys.readouterr().out
+    assert "max_kl=FLOAT|none  (default 0.001)" in shown
+    assert "nats of KL on retain per step" in shown
+    with pytest.raises(SystemExit):
+        main(["unlearn", "--method", "pdu", "--help"])
+    shown = capsys.readouterr().out
+    assert "eps=FLOAT  (required)" in shown
+    assert "--retain" in shown
+    assert main(["methods", "newton_remval"]) == 2
+    assert "did you mean newton_removal" in capsys.readouterr().err

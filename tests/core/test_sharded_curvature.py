@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_methods import _gathering, shard
-from toys import flat, labelled, mlp
+from toys import flat, gathering, labelled, mlp, shard
 
 import jaxunlearn as ju
 from jaxunlearn import losses, tree
@@ -70,7 +69,7 @@ def test_eight_devices_equal_one(alone, explicit):
     mesh = make_mesh(data=2, fsdp=2, tensor=2, explicit=explicit)
     (params, batch), (v, _) = shard(params, batch, mesh), shard(v, batch, mesh)
     if explicit:
-        model = ju.Model(logits=_gathering(model.logits, mesh))
+        model = ju.Model(logits=gathering(model.logits, mesh))
     got = jax.jit(products, static_argnums=0)(model, params, batch, v)
     for name, one in expected.items():
         bound = 2e-3 if "differences" in name else 1e-4 if "inverse" in name else 1e-5

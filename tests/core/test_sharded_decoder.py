@@ -1,4 +1,6 @@
-"""A sharded decoder whose leaves share one shape: products and every method equal one device, layouts included.
+"""A sharded decoder whose leaves share one shape: products and methods equal one device, layouts included.
+
+`test_methods.py` has every method on eight devices; here is one of each kind of work.
 
 JAX 0.10 lowers `shard_alike` once per shape. With square projections all kernels of a layer have one shape but several
 layouts, so this is the model on which tying one leaf to another leaf's layout would show.
@@ -44,17 +46,12 @@ CURVATURES = {
 # Adam's usual epsilon would turn the rounding of vanishing gradients into steps of full length.
 ADAM = optax.adam(1e-2, eps=1e-2)
 METHODS = {
-    "grad_ascent": methods.grad_ascent(optimizer=ADAM),
     "grad_diff": methods.grad_diff(optimizer=ADAM),
     "npo": methods.npo(optimizer=ADAM, retain="kl"),
-    "undial": methods.undial(optimizer=ADAM),
     "rmu": methods.rmu(layer=1, optimizer=ADAM),
     "newton_removal": methods.newton_removal(damping=0.5, step_size=0.1, cg_steps=4),
     "fisher_removal": methods.fisher_removal(damping=0.5, samples=8, step_size=0.1),
-    "fisher_forgetting": methods.fisher_forgetting(damping=0.5, samples=8, mu=1e-6, sigma=1e-3),
-    "gauss_newton_ascent": methods.gauss_newton_ascent(cg_steps=3),
     "counterfactual_matching": methods.counterfactual_matching(cg_steps=3),
-    "win_u": methods.win_u(damping=0.5, step_size=0.1, rank=2, cg_steps=3),
 }
 CERTIFIED = "grad_diff"
 
@@ -71,7 +68,6 @@ def make_place(mesh):
         jax.jit(reference.forget_nll, static_argnums=0)(model, params, forget),
         jax.jit(reference.top, static_argnums=(0, 3))(model, params, retain, 4),
         uniform,
-        forget_top=jax.jit(reference.top_with_target, static_argnums=(0, 3))(model, params, forget, 4),
         retain_hidden=jax.jit(reference.hidden, static_argnums=(0, 3))(model, params, retain, 2),
     )
     waves = lambda p: jax.device_put(np.sin(np.arange(p.size, dtype=np.float32)).reshape(p.shape), p.sharding)
@@ -148,7 +144,7 @@ def expected_steps(alone):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_every_method_equals_one_device(name, split, expected_steps):
+def test_methods_equal_one_device(name, split, expected_steps):
     expected, expected_info = expected_steps(name)
     state, info = two_steps(name, split)
     assert bool(info.applied)
@@ -156,7 +152,7 @@ def test_every_method_equals_one_device(name, split, expected_steps):
     assert moved > 0
     np.testing.assert_allclose(values(state.params), values(expected.params), atol=max(1e-5, 0.01 * moved))
     assert_laid_out_like(state.params, split[1])
-    if name in ("grad_ascent", "grad_diff", "npo"):
+    if name in ("grad_diff", "npo"):
         for moments in (state.opt_state[0].mu, state.opt_state[0].nu):
             assert_laid_out_like(moments, split[1])
     if name == CERTIFIED:

@@ -6,12 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_methods import _gathering, shard
-from toys import flat, labelled, mlp
+from toys import flat, gathering, labelled, mlp, shard
 
 import jaxunlearn as ju
-from jaxunlearn import tree
-from jaxunlearn.curvature import EmpiricalFisher, GaussNewton, Hessian, Identity, TrueFisher, streamed, streamed_product
+from jaxunlearn import operators, tree
+from jaxunlearn.curvature import (
+    EmpiricalFisher,
+    GaussNewton,
+    Hessian,
+    HutchinsonDiagonal,
+    Identity,
+    SquaredGradients,
+    TrueFisher,
+    streamed,
+    streamed_diagonal,
+    streamed_product,
+)
 from jaxunlearn.curvature.streamed import _add
 from jaxunlearn.sharding import make_mesh
 
@@ -154,8 +164,48 @@ def test_eight_devices_equal_one(explicit):
     placed, _ = shard(params, parts[0], mesh)
     v, _ = shard(v, parts[0], mesh)
     if explicit:
-        model = ju.Model(logits=_gathering(model.logits, mesh))
+        model = ju.Model(logits=gathering(model.logits, mesh))
     out = streamed(Hessian(), model, placed, [shard(params, part, mesh)[1] for part in parts])(v)
     np.testing.assert_allclose(flat(jax.device_get(out)), expected, atol=2e-6 * float(jnp.abs(expected).max()))
     for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(placed), strict=True):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim)
+
+
+@pytest.mark.parametrize("labels", ["true", "drawn"])
+def test_squared_gradients_of_several_batches_are_those_of_one(labels):
+    """Drawn labels differ from batch to batch, so their diagonals are compared with the sum made by hand."""
+    model, params = mlp()
+    data = labelled(10)
+    recipe = SquaredGradients(labels)
+    parts = [jax.tree.map(lambda x: x[rows], data) for rows in (slice(0, 4), slice(4, 10))]  # noqa: B023
+    got = streamed_diagonal(recipe, model, params, iter(parts))
+    if labels == "true":
+        expected = recipe(model, params, data).entries
+    else:
+        keys = [jax.random.fold_in(jax.random.key(0), i) for i in range(2)]
+        n = [float(part.loss_mask.sum()) for part in parts]
+        each = [recipe.entries(model, params, part, key) for part, key in zip(parts, keys, strict=True)]
+        expected = tree.scale(1 / sum(n), tree.add(tree.scale(n[0], each[0]), tree.scale(n[1], each[1])))
+    np.testing.assert_allclose(flat(got.entries), flat(expected), rtol=2e-5, atol=1e-7)
+    assert got.psd
+
+
+def test_a_streamed_hutchinson_diagonal_is_unbiased_and_made_positive_at_the_end():
+    model, params = mlp()
+    parts = [labelled(6, seed) for seed in range(2)]
+    signed = streamed_diagonal(HutchinsonDiagonal(probes=400, absolute=False), model, params, parts)
+    exact = sum(
+        float(p.loss_mask.sum()) * np.diag(operators.to_dense(Hessian()(model, params, p))) for p in parts
+    ) / sum(float(p.loss_mask.sum()) for p in parts)
+    error = np.abs(np.asarray(flat(signed.entries)) - exact)
+    assert error.max() < 0.15 * np.abs(exact).max()
+    positive = streamed_diagonal(HutchinsonDiagonal(probes=400), model, params, parts)
+    np.testing.assert_allclose(flat(positive.entries), np.abs(flat(signed.entries)), rtol=1e-5, atol=1e-7)
+
+
+def test_diagonals_that_do_not_add_up_are_refused():
+    model, params = mlp()
+    with pytest.raises(TypeError, match="SquaredGradients"):
+        streamed_diagonal(Hessian(), model, params, [labelled(2)])
+    with pytest.raises(ValueError, match="at least one batch"):
+        streamed_diagonal(SquaredGradients(), model, params, [])

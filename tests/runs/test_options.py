@@ -5,7 +5,8 @@ import inspect
 import pytest
 
 from jaxunlearn import methods, objectives
-from jaxunlearn.runs.options import make_method
+from jaxunlearn.methods import CATALOGUE
+from jaxunlearn.runs.options import describe, make_method, options_of
 
 
 @pytest.fixture
@@ -83,3 +84,9 @@ def test_mistakes_are_named(name, options, message):
 def test_numbers_must_be_finite(value):
     with pytest.raises(ValueError, match=f"{value!r} is not a finite number"):
         make_method("newton_removal", [f"damping={value}"])
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_option_has_help(name):
+    assert all(option.help for option in options_of(name)), name
+    assert describe(name).startswith(name)
