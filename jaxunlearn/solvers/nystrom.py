@@ -68,7 +68,9 @@ class NystromApproximation(LinearOperator):
         return _spectral(self.vectors, jnp.ones_like(shifted[-1]), shifted[-1] / shifted, self.like)
 
 
-def nystrom(A: LinearOperator, key: Array, rank: int, *, batch_size: int | None = None) -> NystromApproximation:
+def nystrom(
+    A: LinearOperator, key: Array, rank: int, *, batch_size: int | None = None, on_host: bool = False
+) -> NystromApproximation:
     """Nystrom approximation from `rank` products with random vectors.
 
     Args:
@@ -76,6 +78,8 @@ def nystrom(A: LinearOperator, key: Array, rank: int, *, batch_size: int | None 
         key: random key.
         rank: k; about twice the number of eigenvalues above the damping.
         batch_size: vectors multiplied at once (`operators.block_product`).
+        on_host: multiply one vector after the other from the host, for operators that cannot be compiled
+            (`curvature.streamed`).
 
     Raises:
         ValueError: when A is not known to be positive semidefinite.
@@ -96,7 +100,7 @@ def nystrom(A: LinearOperator, key: Array, rank: int, *, batch_size: int | None 
         raise ValueError(f"nystrom(rank={rank}): at least one product is needed")
     sketch = jax.lax.map(lambda k: tree.normal_like(k, A.like), jax.random.split(key, rank))
     W = block.orthonormalise(sketch)
-    Y = block_product(A, W, batch_size)
+    Y = _one_by_one(A, W) if on_host else block_product(A, W, batch_size)
     # How much the product rounds is decided by the coarsest of the parameters' dtypes.
     unit = max(float(jnp.finfo(a.dtype).eps) for a in jax.tree.leaves(A.like))
     size = jnp.linalg.norm(_symmetric(block.gram(Y, Y))) ** 0.5
@@ -148,6 +152,11 @@ class NystromCG:
     def __call__(self, A: LinearOperator, b: PyTree, x0: PyTree | None = None) -> tuple[PyTree, SolveInfo]:
         found = nystrom(A, jax.random.key(self.seed), self.rank, batch_size=self.batch_size)
         return CG(self.max_steps, self.rtol, self.progress, found.preconditioner())(A, b, x0)
+
+
+def _one_by_one(A: LinearOperator, W: PyTree) -> PyTree:
+    rows = [A(jax.tree.map(lambda x, i=i: x[i], W)) for i in range(len(jax.tree.leaves(W)[0]))]
+    return tree.shard_like(jax.tree.map(lambda *parts: jnp.stack(parts), *rows), W)
 
 
 def _approximation(U: PyTree, s: Array, damping: Array | float, like: PyTree) -> NystromApproximation:

@@ -9,8 +9,8 @@ from toys import flat, labelled, mlp, unlearn_batch
 
 import jaxunlearn as ju
 from jaxunlearn import methods, operators, tree
-from jaxunlearn.curvature import GaussNewton
-from jaxunlearn.solvers import CG, NystromCG, Status, block, nystrom
+from jaxunlearn.curvature import GaussNewton, streamed
+from jaxunlearn.solvers import CG, NystromCG, Status, block, nystrom, solve_on_host
 
 PSD = {
     "geometric": SPECTRA["geometric"],
@@ -204,3 +204,21 @@ def test_blocks_are_orthonormalised_whatever_their_condition(seed):
 def test_settings_are_checked(make, word):
     with pytest.raises(ValueError, match=word):
         make(diagonal_operator(jnp.ones(3)), jax.random.key(0))
+
+
+def test_a_streamed_operator_is_sketched_from_the_host():
+    model, params = mlp()
+    data = labelled(12)
+    parts = [jax.tree.map(lambda x: x[rows], data) for rows in (slice(0, 4), slice(4, 12))]  # noqa: B023
+    whole, pieces = GaussNewton()(model, params, data), streamed(GaussNewton(), model, params, parts)
+    expected, got = (
+        nystrom(A, jax.random.key(0), 6, on_host=on_host) for A, on_host in ((whole, False), (pieces, True))
+    )
+    np.testing.assert_allclose(got.values, expected.values, rtol=1e-4)
+    v = tree.normal_like(jax.random.key(1), params)
+    np.testing.assert_allclose(flat(got(v)), flat(expected(v)), atol=1e-4 * float(tree.norm(v)))
+    helped = CG(60, 1e-4, None, preconditioner=got.preconditioner(0.01))
+    x, info = solve_on_host(helped, pieces.damped(0.01), v)
+    assert float(info.relative_residual) <= 1e-4
+    residual = tree.norm(tree.sub(whole.damped(0.01)(x), v))
+    assert float(residual) <= 2e-4 * float(tree.norm(v))
