@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from hlo import matmul_flops
 from measure import markdown, samples, where
-from routes import SIZES, Problem, Program, ours, plain, problem
+from routes import REPEATED, SIZES, Problem, Program, ours, plain, problem
 
 
 class Row(NamedTuple):
@@ -40,7 +40,7 @@ class Row(NamedTuple):
 
 
 def measure(
-    p: Problem, rounds: int, clock: Callable[[], float], torch: bool, only: list[str] | None
+    p: Problem, rounds: int, clock: Callable[[], float], torch: bool, only: list[str] | None, once: bool
 ) -> tuple[list[Row], dict, str]:
     """The rows of one size, every recorded second, and how far the products of torch are from ours."""
     errors: dict[str, str] = {}
@@ -48,7 +48,8 @@ def measure(
     wanted = {
         name: build
         for name, build in (ours(p) | plain(p)).items()
-        if only is None or name == "gradient" or any(part in name for part in only)
+        if (only is None or name == "gradient" or any(part in name for part in only))
+        and not (once and f"each of {REPEATED}" in name)
     }
     for name, build in wanted.items():
         try:
@@ -148,6 +149,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", help="our rows whose name contains one of these, and the gradient; no torch"
     )
+    parser.add_argument("--once", action="store_true", help="leave out the rows of ten products, which take longest")
     parser.add_argument("--no-torch", action="store_true", help="measure JAX only")
     parser.add_argument("--json", help="also write every number to this file")
     arguments = parser.parse_args()
@@ -156,7 +158,7 @@ def main() -> None:
     place, report = where(), {"arguments": vars(arguments), "sizes": {}}
     for size in arguments.sizes:
         p = problem(size, arguments.batch, arguments.length, arguments.dtype, arguments.remat)
-        rows, seconds, agreement = measure(p, arguments.rounds, clock, torch, arguments.only)
+        rows, seconds, agreement = measure(p, arguments.rounds, clock, torch, arguments.only, arguments.once)
         count = sum(x.size for x in jax.tree.leaves(p.params))
         peak = ceiling(arguments.dtype, clock)
         tokens = arguments.batch * arguments.length
