@@ -157,10 +157,10 @@ def curvature_state(opt_state: PyTree) -> CurvatureState | None:
 
 
 def _healthy(applied: Bool[Array, ""], new: Array, old: Array) -> Array:
-    """`new`, unless the step was refused and it holds what would spoil every step after: then `old`."""
+    """`new`, but `old` where a refused step would leave a number that spoils every step after."""
     if not jnp.issubdtype(new.dtype, jnp.inexact):
         return new
-    return jnp.where(applied | jnp.all(jnp.isfinite(new)), new, old)
+    return jnp.where(applied | jnp.isfinite(new), new, old)
 
 
 def _first_state(opt_state: PyTree, kind: type) -> Any:

@@ -123,17 +123,8 @@ def streamed_diagonal(curvature: AdditiveDiagonal, model: Model, params: Params,
             f"{curvature!r} is no diagonal that adds up over batches: use SquaredGradients, GaussNewtonBartlett or "
             "HutchinsonDiagonal"
         )
-    total, count, number = tree.zeros_like(params), jnp.zeros((), jnp.result_type(float)), 0
-    waiting = deque()
-    for batch in batches() if callable(batches) else batches:
-        total, count, done = _add_entries(curvature, model, total, count, params, batch, number)
-        number += 1
-        waiting.append(done)
-        if len(waiting) == IN_FLIGHT:
-            jax.block_until_ready(waiting.popleft())
-    if number == 0:
-        raise ValueError("batches is empty: a diagonal needs at least one batch")
-    return curvature.operator(_mean(total, count, params))
+    rows = batches() if callable(batches) else batches
+    return curvature.operator(_mean_over(_Entries(curvature, model), params, rows, jnp.uint32))
 
 
 def streamed_product(product: Product, params: Params, batches: Batches, *, psd: bool = False) -> LinearOperator:
@@ -154,14 +145,7 @@ def streamed_product(product: Product, params: Params, batches: Batches, *, psd:
                 "a streamed operator reads its batches on the host and cannot be part of a compiled function: use a "
                 "solver that is driven from the host, or put the data into one batch with microbatch="
             )
-        total, count = tree.zeros_like(params), jnp.zeros((), jnp.result_type(float))
-        waiting = deque()
-        for batch in passes.walk():
-            total, count, done = _add(product, total, count, params, batch, v)
-            waiting.append(done)
-            if len(waiting) == IN_FLIGHT:
-                jax.block_until_ready(waiting.popleft())
-        return _mean(total, count, params)
+        return _mean_over(product, params, passes.walk(), lambda number: v)
 
     return LinearOperator(mv, params, psd)
 
@@ -175,6 +159,20 @@ class _Bound:
 
     def __call__(self, params: Params, batch: Batch, v: PyTree) -> tuple[PyTree, Array]:
         return self.curvature.product(self.model, params, batch, v)
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """A recipe's diagonal in the form of a product: with the number of the batch, which its draws come from."""
+
+    curvature: AdditiveDiagonal
+    model: Model
+
+    def __call__(self, params: Params, batch: Batch, number: Array) -> tuple[PyTree, Array]:
+        weights = batch.predict(self.model, params).weights
+        n = jnp.sum(jnp.any(weights > 0, axis=-1)) if self.curvature.mean_over == "examples" else jnp.sum(weights)
+        key = jax.random.fold_in(jax.random.key(self.curvature.seed), number)
+        return tree.scale(n.astype(jnp.float32), self.curvature.entries(self.model, params, batch, key)), n
 
 
 @dataclass
@@ -212,30 +210,27 @@ class _Passes:
         self.length = n
 
 
+def _mean_over(product: Product, params: Params, batches: Iterable[Batch], given: Callable[[int], PyTree]) -> PyTree:
+    """`sum_b S_b / sum_b n_b`, where `product(params, b, given(number of b))` is `(S_b, n_b)`."""
+    total, count, number = tree.zeros_like(params), jnp.zeros((), jnp.result_type(float)), 0
+    waiting = deque()
+    for batch in batches:
+        total, count, done = _add(product, total, count, params, batch, given(number))
+        number += 1
+        waiting.append(done)
+        if len(waiting) == IN_FLIGHT:
+            jax.block_until_ready(waiting.popleft())
+    if number == 0:
+        raise ValueError("batches is empty: curvature needs at least one batch")
+    return _mean(total, count, params)
+
+
 @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _add(product: Product, total: PyTree, count: Array, params: Params, batch: PyTree, v: PyTree):
     more, n = product(params, batch, v)
     total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, more)
     count = count + jnp.asarray(n, count.dtype)
     # A third result, because the accumulators are donated to the next batch and cannot be waited for.
-    return tree.shard_like(total, params), count, count + 0
-
-
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
-def _add_entries(
-    curvature: AdditiveDiagonal,
-    model: Model,
-    total: PyTree,
-    count: Array,
-    params: Params,
-    batch: Batch,
-    number: Array,
-):
-    weights = batch.predict(model, params).weights
-    n = jnp.sum(jnp.any(weights > 0, axis=-1)) if curvature.mean_over == "examples" else jnp.sum(weights)
-    entries = curvature.entries(model, params, batch, jax.random.fold_in(jax.random.key(curvature.seed), number))
-    total = jax.tree.map(lambda a, b: a + n.astype(a.dtype) * b.astype(a.dtype), total, entries)
-    count = count + n.astype(count.dtype)
     return tree.shard_like(total, params), count, count + 0
 
 

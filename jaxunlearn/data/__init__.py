@@ -11,7 +11,7 @@ from jaxunlearn.data.encode import Encoded, encode
 from jaxunlearn.data.errors import DataError
 from jaxunlearn.data.names import substitutes
 from jaxunlearn.data.poisson import PoissonSample, poisson_batches
-from jaxunlearn.data.records import Fields, Record, check_overlap, from_rows, read
+from jaxunlearn.data.records import Fields, Record, check_overlap, from_rows, normalised, read
 from jaxunlearn.data.render import Template, prompt_text
 from jaxunlearn.data.tokenizer import train_tokenizer
 
@@ -33,6 +33,7 @@ __all__ = [
     "counterfactuals",
     "encode",
     "from_rows",
+    "normalised",
     "pair",
     "poisson_batches",
     "prompt_text",

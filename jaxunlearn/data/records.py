@@ -103,7 +103,7 @@ def from_rows(
 def check_overlap(forget: Sequence[Record], retain: Sequence[Record]) -> None:
     """Refuse a record that stands in both sets: no method can forget and keep the same text.
 
-    Two records are the same when prompt and completion agree up to case and white space.
+    Two records are the same when they agree up to case and white space (`normalised`).
 
     Raises:
         DataError: names both places of each shared record.
@@ -112,17 +112,18 @@ def check_overlap(forget: Sequence[Record], retain: Sequence[Record]) -> None:
         >>> one = from_rows([{"question": "Who?", "answer": "Ada."}], name="forget")
         >>> check_overlap(one, from_rows([{"question": "Who?", "answer": "Alan."}], name="retain"))
     """
-    kept = {_normalised(record): record for record in reversed(retain)}
+    kept = {normalised(record): record for record in reversed(retain)}
     problems = []
     for record in forget:
-        twin = kept.get(_normalised(record))
+        twin = kept.get(normalised(record))
         if twin is not None:
             shown = shorten(record.prompt or record.completion)
             problems.append(Problem(record.where, f"{shown} is also at {twin.where}. Remove it from one of the two."))
     raise_if_any(problems, f"{len(problems)} of {len(forget)} forget records are in the retain set too")
 
 
-def _normalised(record: Record) -> tuple[str, str]:
+def normalised(record: Record) -> tuple[str, str]:
+    """Prompt and completion up to case and white space: two records are the same when these agree."""
     return tuple(" ".join(part.casefold().split()) for part in (record.prompt, record.completion))
 
 

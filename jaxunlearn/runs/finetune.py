@@ -28,7 +28,8 @@ def finetune(settings: Finetune) -> Path:
     if settings.learning_rate is not None and not settings.learning_rate > 0:
         raise ValueError(f"--learning-rate {settings.learning_rate}: give a positive rate, or leave it out")
     folder = models.resolve(settings.model)
-    answered = requests.earlier(folder)
+    before = records.digest(folder)
+    answered = requests.earlier(folder, before)
     encoded = reader(settings.model, settings.text).read(*settings.data)
     again = requests.returning([one.record for one in encoded], answered)
     mechanism = mechanism_of(settings, len(encoded))
@@ -92,7 +93,7 @@ def finetune(settings: Finetune) -> Path:
 
         def content(written: Path) -> str:
             ledger = {"weights": records.digest(written), "requests": answered} if answered else {}
-            return records.record("finetune", settings, inputs, **facts, **ledger)
+            return records.record("finetune", settings, inputs, digests={"model": before}, **facts, **ledger)
 
         text = None if promised is None else card(Path(settings.model).name, promised, records.FILE)
         models.save(settings.out, model, done.params, card=text, extra={records.FILE: content})

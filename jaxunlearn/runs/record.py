@@ -52,13 +52,25 @@ def digest(path: str | Path) -> str | None:
     return found.hexdigest()
 
 
-def record(command: str, settings: Any, inputs: dict[str, str | Path | None], **facts: Any) -> str:
-    """The record as JSON text."""
+def record(
+    command: str,
+    settings: Any,
+    inputs: dict[str, str | Path | None],
+    *,
+    digests: dict[str, str | None] | None = None,
+    **facts: Any,
+) -> str:
+    """The record as JSON text; `digests` are those of inputs that were taken already, for large ones."""
+    known = digests or {}
     content = {
         "command": command,
         "arguments": sys.argv[1:] if Path(sys.argv[0]).name.startswith("jaxunlearn") else None,
         "settings": asdict(settings) if is_dataclass(settings) else settings,
-        "inputs": {name: {"path": str(path), "sha256": digest(path)} for name, path in inputs.items() if path},
+        "inputs": {
+            name: {"path": str(path), "sha256": known[name] if name in known else digest(path)}
+            for name, path in inputs.items()
+            if path
+        },
         "environment": environment(),
         **facts,
     }

@@ -16,19 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.data import DataError, Record
+from jaxunlearn.data import DataError, Record, normalised
 from jaxunlearn.runs.record import FILE, digest, read_record
 
 
-def earlier(folder: str | Path) -> list[dict[str, Any]]:
+def earlier(folder: str | Path, weights: str | None) -> list[dict[str, Any]]:
     """The requests that the model in `folder` has answered, the oldest first; none without a record.
+
+    `weights` is the hash of the weights that are there now.
 
     Raises:
         ValueError: when the weights are not those that the record was written for.
     """
     found = read_record(folder) or {}
     answered = list(found.get("requests", []))
-    if answered and found.get("weights") != digest(folder):
+    if answered and found.get("weights") != weights:
         raise ValueError(
             f"the weights in {folder} are not those that its {FILE} was written for, so its ledger of {len(answered)} "
             f"requests does not describe them; restore the folder, or remove {FILE} to begin a new ledger"
@@ -83,7 +85,7 @@ def replayed(answered: Sequence[dict[str, Any]]) -> list[str]:
     return files
 
 
-def line(
+def entry(
     number: int, method: str, forget: str, records: Sequence[Record], certificate: dict[str, Any], before: str | None
 ) -> dict[str, Any]:
     """The ledger's line for a request that is being answered, all but the hash of the weights that come out."""
@@ -102,5 +104,4 @@ def line(
 
 def fingerprint(record: Record, salt: str) -> str:
     """A salted hash of a record's text, the same whatever its case and white space."""
-    text = "\0".join(" ".join(part.casefold().split()) for part in (record.prompt, record.completion))
-    return hashlib.sha256(bytes.fromhex(salt) + text.encode("utf-8")).hexdigest()
+    return hashlib.sha256(bytes.fromhex(salt) + "\0".join(normalised(record)).encode("utf-8")).hexdigest()

@@ -32,7 +32,8 @@ def unlearn(settings: Unlearn) -> Path:
     reads = reader(settings.model, settings.text)
     folder = models.resolve(settings.model)
     trainable.check(settings.trainable, models.read_config(folder).num_hidden_layers)
-    answered = requests.earlier(folder)
+    before = records.digest(folder)
+    answered = requests.earlier(folder, before)
     requests.check_number(settings.request, answered, settings.model)
     again = requests.replayed(answered) if settings.replay else []
     kept, new = (data.read(source, fields=settings.text.fields) for source in (settings.retain, settings.forget))
@@ -96,14 +97,14 @@ def unlearn(settings: Unlearn) -> Path:
             )
         facts = _facts(method, done, stored, stop, time.monotonic() - start)
         inputs = {name: getattr(settings, name) for name in ("model", "forget", "retain", "holdout")}
-        request = requests.line(
-            len(answered) + 1, settings.method, settings.forget, new, facts["certificate"], records.digest(folder)
-        )
+        request = requests.entry(len(answered) + 1, settings.method, settings.forget, new, facts["certificate"], before)
 
         def content(written: Path) -> str:
             weights = records.digest(written)
             lines = [*answered, request | {"weights_after": weights}]
-            return records.record("unlearn", settings, inputs, weights=weights, requests=lines, **facts)
+            return records.record(
+                "unlearn", settings, inputs, digests={"model": before}, weights=weights, requests=lines, **facts
+            )
 
         card = _card(settings, len(forget_set), len(retain_set), certificate, done)
         models.save(settings.out, chosen.model, done.state.whole(), card=card, extra={records.FILE: content})
