@@ -2,9 +2,9 @@
 
 import optax
 
-from jaxunlearn.methods.first_order import ASCENT, Retain, first_order, keep
+from jaxunlearn.methods.first_order import ASCENT, Retain, first_order, keep, recipe
 from jaxunlearn.methods.method import Method
-from jaxunlearn.objectives import NLL, WeightedAscent
+from jaxunlearn.objectives import NLL, Term, WeightedAscent
 
 
 def grad_ascent(*, learning_rate: float = 1e-5, optimizer: optax.GradientTransformation | None = None) -> Method:
@@ -72,53 +72,26 @@ def grad_ascent_kl(
     return first_order("grad_ascent_kl", forget, kept, learning_rate=learning_rate, optimizer=optimizer)
 
 
-def wga(
-    *,
-    beta: float = 1.0,
-    learning_rate: float = 1e-5,
-    retain: Retain = "nll",
-    forget_weight: float = 1.0,
-    retain_weight: float = 1.0,
-    optimizer: optax.GradientTransformation | None = None,
-) -> Method:
+@recipe()
+def wga(*, beta: float = 1.0) -> Term:
     """Weighted gradient ascent, `-mean_t p_t^beta (-log p_t)` with the weights held constant, plus a retain term.
 
     Args:
         beta: how fast a token stops counting as it becomes unlikely; 0 is gradient ascent.
-        learning_rate: of AdamW without weight decay, when `optimizer` is not given.
-        retain: the retain term, "nll", "kl", "kl_all_positions", "answer" or "none".
-        forget_weight: of the forget term.
-        retain_weight: of the retain term.
-        optimizer: any optax transformation.
 
     Reference: Wang et al., "Rethinking LLM unlearning objectives: a gradient perspective and go beyond", ICLR 2025.
     """
-    forget, kept = ((forget_weight, WeightedAscent(beta)),), keep("wga", retain, retain_weight)
-    return first_order("wga", forget, kept, learning_rate=learning_rate, optimizer=optimizer)
+    return WeightedAscent(beta)
 
 
-def satimp(
-    *,
-    beta1: float = 5.0,
-    beta2: float = 1.0,
-    learning_rate: float = 1e-5,
-    retain: Retain = "nll",
-    forget_weight: float = 0.1,
-    retain_weight: float = 1.0,
-    optimizer: optax.GradientTransformation | None = None,
-) -> Method:
+@recipe(forget_weight=0.1)
+def satimp(*, beta1: float = 5.0, beta2: float = 1.0) -> Term:
     """Ascent weighted by saturation and importance, `-mean_t p_t^beta1 (1 - p_t)^beta2 (-log p_t)`, weights constant.
 
     Args:
         beta1: saturation: how fast a token stops counting as it becomes unlikely.
         beta2: importance: how little a token counts that is certain.
-        learning_rate: of AdamW without weight decay, when `optimizer` is not given.
-        retain: the retain term, "nll", "kl", "kl_all_positions", "answer" or "none".
-        forget_weight: of the forget term.
-        retain_weight: of the retain term.
-        optimizer: any optax transformation.
 
     Reference: Yang et al., "Exploring criteria of loss reweighting to enhance LLM unlearning", ICML 2025.
     """
-    forget, kept = ((forget_weight, WeightedAscent(beta1, beta2)),), keep("satimp", retain, retain_weight)
-    return first_order("satimp", forget, kept, learning_rate=learning_rate, optimizer=optimizer)
+    return WeightedAscent(beta1, beta2)

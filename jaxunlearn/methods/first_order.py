@@ -1,9 +1,13 @@
 """First-order recipes: `forget_weight * forget term + retain_weight * retain term` under a plain optimiser.
 
-They are the baselines every comparison includes. This file holds what the families share: the retain terms, and the
-step from terms to a `Method`. The optimiser is AdamW without weight decay unless another is given.
+They are the baselines every comparison includes. This file holds what the families share: the retain terms, the step
+from terms to a `Method`, and the arguments that nearly all recipes take (`recipe`). The optimiser is AdamW without
+weight decay unless another is given.
 """
 
+import inspect
+from collections.abc import Callable
+from functools import wraps
 from typing import Literal, get_args
 
 import optax
@@ -60,6 +64,88 @@ def first_order(
     terms = forget + retain
     transform = descent(name, learning_rate, optimizer)
     return Method(name, Objective(terms), transform, needs_of(terms), alternative=alternative)
+
+
+_COMMON = """    learning_rate: of AdamW without weight decay, when `optimizer` is not given.
+    retain: the retain term: "nll"; "kl" to the original model; "kl_all_positions", averaged over prompt and padding
+        too, as in released code; "answer", preferred over a refusal; or "none".
+    forget_weight: of the forget term.
+    retain_weight: of the retain term.
+    optimizer: any optax transformation.
+"""
+
+
+def recipe(
+    *,
+    learning_rate: float = 1e-5,
+    retain: Retain = "nll",
+    forget_weight: float = 1.0,
+    retain_weight: float = 1.0,
+    alternative: str | None = None,
+) -> Callable[[Callable[..., Term]], Callable[..., Method]]:
+    """A function from hyperparameters to a forget term, made into a recipe of its name.
+
+    The recipe takes the function's own keyword arguments and those that all share, with the defaults given here, in
+    its signature as in its docstring (whose `Args:` come last before the reference):
+
+        learning_rate, retain, forget_weight, retain_weight, optimizer
+
+    Args:
+        learning_rate, retain, forget_weight, retain_weight: the published defaults.
+        alternative: where a run takes other answers from; see `Method`.
+
+    Example:
+        >>> from jaxunlearn.objectives import SimNPO
+        >>> @recipe(forget_weight=0.125)
+        ... def mine(*, beta: float = 4.5) -> Term:
+        ...     \"\"\"SimNPO.\"\"\"
+        ...     return SimNPO(beta)
+        >>> mine(beta=2.0, retain="kl").needs
+        ('retain_top',)
+        >>> list(inspect.signature(mine).parameters)
+        ['beta', 'learning_rate', 'retain', 'forget_weight', 'retain_weight', 'optimizer']
+    """
+    published = {
+        "learning_rate": (float, learning_rate),
+        "retain": (Retain, retain),
+        "forget_weight": (float, forget_weight),
+        "retain_weight": (float, retain_weight),
+        "optimizer": (optax.GradientTransformation | None, None),
+    }
+
+    def decorate(term: Callable[..., Term]) -> Callable[..., Method]:
+        name, own = term.__name__, inspect.signature(term)
+
+        @wraps(term)
+        def make(**given) -> Method:
+            shared = {key: given.pop(key, default) for key, (_, default) in published.items()}
+            forget = ((shared["forget_weight"], term(**given)),)
+            kept = keep(name, shared["retain"], shared["retain_weight"])
+            rate, optimizer = shared["learning_rate"], shared["optimizer"]
+            return first_order(name, forget, kept, learning_rate=rate, optimizer=optimizer, alternative=alternative)
+
+        more = [
+            inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+            for key, (kind, default) in published.items()
+        ]
+        make.__signature__ = own.replace(parameters=[*own.parameters.values(), *more], return_annotation=Method)
+        make.__annotations__ = term.__annotations__ | {key: kind for key, (kind, _) in published.items()}
+        make.__annotations__["return"] = Method
+        make.__doc__ = _with_common(inspect.getdoc(term) or "")
+        del make.__wrapped__  # its signature is not that of the recipe
+        return make
+
+    return decorate
+
+
+def _with_common(doc: str) -> str:
+    """A docstring with the shared arguments after its own."""
+    before, found, own = doc.partition("Args:\n")
+    if found:
+        mine, gap, rest = own.partition("\n\n")
+        return f"{before}Args:\n{mine.rstrip()}\n{_COMMON}{gap and chr(10)}{rest}"
+    first, _, rest = doc.partition("\n\n")
+    return f"{first}\n\nArgs:\n{_COMMON}\n{rest}"
 
 
 def descent(
