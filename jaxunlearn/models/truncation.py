@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import jax
 
-from jaxunlearn.models.functional import Decoder, as_model
+from jaxunlearn.models.functional import as_model
+from jaxunlearn.models.lora import decoder_of
 from jaxunlearn.models.segments import stack_sizes
 from jaxunlearn.types import Model, Params
 
@@ -37,11 +38,7 @@ def truncate_layers(model: Model, params: Params, layers: int = 8) -> tuple[Mode
         >>> lowest["lm_head"] is params["lm_head"]
         True
     """
-    decoder = model.source
-    if not isinstance(decoder, Decoder):
-        raise ValueError(
-            "truncate_layers() takes a decoder made by models.load or models.init; cut other models yourself"
-        )
+    decoder = decoder_of(model, "truncate_layers")
     L = decoder.config.num_hidden_layers
     if not 1 <= layers <= L:
         raise ValueError(f"truncate_layers(layers={layers}): this model has {L} layers; keep 1 to {L}")
