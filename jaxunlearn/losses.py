@@ -11,12 +11,14 @@ product that it would not have made, since the value of the loss is not asked fo
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from jaxunlearn.accumulate import sum_over
+from jaxunlearn.sharding.regions import auto
 from jaxunlearn.types import Batch, Model, Params, Places, Predictions, TopK
 
 
@@ -118,13 +120,18 @@ def kl_from_top(top: TopK, predictions: Predictions) -> tuple[Float[Array, ""], 
     """
     logp = log_probs(predictions)
     weights = predictions.weights * top.weights
-    classes = jnp.arange(logp.shape[-1], dtype=top.ids.dtype)
-    hits = classes == top.ids[..., None]
-    p_top = jnp.sum(jnp.where(hits, logp[..., None, :], 0.0), axis=-1)
-    q_top = top.log_probs
-    total = jnp.sum(jnp.exp(q_top) * (q_top - p_top), axis=-1)
+    logq = auto(partial(_spread, logp.shape[-1]), top.ids, top.log_probs.astype(logp.dtype), like=logp)
+    kept = logq > -jnp.inf
+    total = jnp.sum(jnp.where(kept, jnp.exp(logq) * (logq - logp), 0.0), axis=-1)
     if top.ids.shape[-1] < logp.shape[-1]:
-        p_rest = jax.nn.logsumexp(jnp.where(jnp.any(hits, axis=-2), -jnp.inf, logp), axis=-1)
-        q_rest = jnp.maximum(-jnp.expm1(jax.nn.logsumexp(q_top, axis=-1)), 0.0)
+        p_rest = jax.nn.logsumexp(jnp.where(kept, -jnp.inf, logp), axis=-1)
+        q_rest = jnp.maximum(-jnp.expm1(jax.nn.logsumexp(top.log_probs, axis=-1)), 0.0)
         total = total + jnp.where(q_rest > 0, q_rest * (jnp.log(jnp.maximum(q_rest, 1e-30)) - p_rest), 0.0)
     return jnp.sum(weights * total), jnp.sum(weights)
+
+
+def _spread(classes: int, ids: Int[Array, "B P K"], log_probs: Float[Array, "B P K"]) -> Float[Array, "B P V"]:
+    """Sparse log-probabilities over all classes, -inf where there is none: data, which no derivative goes through."""
+    row, place = (jnp.arange(size)[:, None] for size in ids.shape[:2])
+    empty = jnp.full((*ids.shape[:2], classes), -jnp.inf, log_probs.dtype)
+    return empty.at[row[:, None], place, ids].set(log_probs)
