@@ -187,7 +187,7 @@ class UnlearnBatch(NamedTuple):
         alternative: the prompts of `forget`, row by row, with the answers to give instead.
         reference: what the original model said.
         curvature: curvature taken beforehand, for the methods that read it: a store of `curvature.stored`, for example
-            what `curvature.kronecker.load` gives. It takes the place of retain examples.
+            what `curvature.load` gives. It takes the place of retain examples.
         retain_alternative: the prompts of `retain`, row by row, with answers not to give (refusals).
     """
 

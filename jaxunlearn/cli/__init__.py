@@ -7,7 +7,11 @@ COMMANDS = {
     "demo": "forget six people of a built-in fictitious corpus, five ways, and write a report (no files needed)",
     "finetune": "fine-tune a model on answers until it knows them",
     "unlearn": "make a model forget a set of records, keeping another",
+    "curvature": "take the curvature of what is to be kept once, for later requests without a retain set",
     "evaluate": "compare a model with the one before and with one retrained without the forget set",
+    "compare": "compare two result files, ours or published ones: Forget Quality, Model Utility, every metric",
+    "attack": "stress-test forgetting: membership, relearning, rounding, probes; says what came back",
+    "canary": "insert made-up secrets into training records, or score how exposed they are",
     "methods": "list the unlearning methods, what they need, and their options",
 }
 

@@ -1,15 +1,89 @@
-"""Settings from arguments, by tyro: flags, help and types all come from the settings dataclasses."""
+"""Settings from arguments, by tyro: flags, help and types all come from the settings dataclasses.
 
+`--config FILE.yaml` fills in whatever the command line does not say: a mapping from names of flags (`max-length` or
+`max_length`) to values, a list where a flag may be repeated. Runs leave such a file in their output folder.
+"""
+
+import dataclasses
+import difflib
+import typing
 from collections.abc import Sequence
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 Settings = TypeVar("Settings")
 
 
 def parse(settings: type[Settings], name: str, argv: Sequence[str]) -> Settings:
-    """Fill `settings` from `argv`; prints help or a usage error and exits where argparse would."""
+    """Fill `settings` from `argv`; prints help or a usage error and exits where argparse would.
+
+    Raises:
+        ValueError: a configuration file that cannot be read, or holds a name that is no flag of the command.
+    """
     import tyro
 
+    argv = list(argv)
     # Flags of nested groups need no prefix, and lists are given by repeating a flag.
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff)
-    return tyro.cli(settings, prog=f"jaxunlearn {name}", args=list(argv), config=config)
+    description = f"{settings.__doc__}\n\nOptions may also stand in a file: --config FILE.yaml"
+    arguments = _from_file(settings, name, argv)
+    return tyro.cli(settings, prog=f"jaxunlearn {name}", args=arguments, config=config, description=description)
+
+
+def _from_file(settings: type, name: str, argv: list[str]) -> list[str]:
+    """The arguments with those of `--config` in front of them, where the command line does not give the same flag."""
+    file, argv = _take(argv)
+    if file is None:
+        return argv
+    known = _flags(settings)
+    given = {arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in argv if arg.startswith("--")}
+    arguments = []
+    for key, value in _read(file).items():
+        flag = str(key).replace("-", "_")
+        if flag not in known:
+            near = difflib.get_close_matches(flag, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"`jaxunlearn {name} --help` lists them"
+            raise ValueError(f"{file}: jaxunlearn {name} has no option {key!r}; {hint}")
+        if flag in given or value is None:
+            continue
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, dict | list):
+                raise ValueError(f"{file}: {key} holds {one!r}; give a value, or a list of values for a repeated flag")
+            arguments += [f"--{flag.replace('_', '-')}", str(one)]
+    return arguments + argv
+
+
+def _take(argv: list[str]) -> tuple[Path | None, list[str]]:
+    """The file after `--config`, and the other arguments."""
+    for index, arg in enumerate(argv):
+        if arg == "--config":
+            if index + 1 == len(argv):
+                raise ValueError("--config needs the name of a YAML file")
+            return Path(argv[index + 1]), argv[:index] + argv[index + 2 :]
+        if arg.startswith("--config="):
+            return Path(arg.partition("=")[2]), argv[:index] + argv[index + 1 :]
+    return None, argv
+
+
+def _read(file: Path) -> dict[str, Any]:
+    import yaml
+
+    if not file.is_file():
+        raise ValueError(f"--config {file}: no such file")
+    try:
+        found = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"--config {file} is not valid YAML: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"--config {file} must hold option: value, one a line, such as `method: npo`")
+    return found
+
+
+def _flags(settings: type) -> list[str]:
+    """The names of all flags, those of nested groups among them."""
+    hints = typing.get_type_hints(settings)
+    names = []
+    for field in dataclasses.fields(settings):
+        kind = hints[field.name]
+        names += _flags(kind) if dataclasses.is_dataclass(kind) else [field.name]
+    return names

@@ -19,7 +19,8 @@ Which one, with P the bytes of the parameters in f32 and costs in gradients:
 GaussNewton under CG is the default. A low-rank form when one needs powers, or many solves at one point; a diagonal when
 curvature must cost no more than the second moment of an optimiser; the Hessian for influence and negative directions.
 `streamed` takes products over data that the host walks through, `streamed_diagonal` diagonals; `subset` takes any over
-some parameters, `Stored` reads what was taken beforehand: Kronecker factors, dual gradients or a Lanczos basis.
+some parameters, `Stored` reads what was taken beforehand (Kronecker factors, dual gradients or a Lanczos basis), which
+`save` and `load` keep in a folder.
 """
 
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ from jaxunlearn.curvature.hessian import Hessian, hessian, hessian_product
 from jaxunlearn.curvature.kronecker import EKFAC, KFAC, KroneckerOperator
 from jaxunlearn.curvature.low_rank import LowRankOperator
 from jaxunlearn.curvature.probe import check_deterministic
+from jaxunlearn.curvature.store_files import Store, load, save
 from jaxunlearn.curvature.stored import Stored, StoredRows, store_krylov, store_rows
 from jaxunlearn.curvature.streamed import streamed, streamed_diagonal, streamed_product
 from jaxunlearn.curvature.subset import combine, over_chosen, partition, subset
@@ -64,6 +66,7 @@ __all__ = [
     "KroneckerOperator",
     "LowRankOperator",
     "SquaredGradients",
+    "Store",
     "Stored",
     "StoredRows",
     "TrueFisher",
@@ -80,8 +83,10 @@ __all__ = [
     "hessian",
     "hessian_product",
     "hutchinson_diagonal",
+    "load",
     "over_chosen",
     "partition",
+    "save",
     "squared_gradients",
     "store_krylov",
     "store_rows",

@@ -5,11 +5,12 @@ would notice: no retain example is needed then, and one store serves many reques
 pytree that travels in a batch:
 
     Kronecker factors   `eigendecompose(kronecker_factors(...))`   blocks in every direction, a fraction of the size of
-                                                                   the data; in files by `kronecker.save`
+                                                                   the data
     dual gradients      `store_rows(EmpiricalFisher(m)(...))`      m gradients: exact in their span, blind elsewhere
     a Lanczos basis     `store_krylov(lanczos(G, b, steps))`       Ritz pairs of any positive semidefinite matrix
 
-They describe the parameters they were taken at, and the farther a model has moved from there the less they say.
+`curvature.save` and `curvature.load` keep them in a folder. They describe the parameters they were taken at, and the
+farther a model has moved from there the less they say.
 """
 
 from dataclasses import dataclass
@@ -100,6 +101,6 @@ class Stored:
         if isinstance(batch, StoredRows):
             return low_rank(batch.rows, batch.vectors, batch.values, params, 0.0, 1.0)
         raise ValueError(
-            f"Stored() cannot read curvature from a {type(batch).__name__}: put what curvature.kronecker.load, "
+            f"Stored() cannot read curvature from a {type(batch).__name__}: put what curvature.load, "
             "eigendecompose, kronecker_factors, store_rows or store_krylov gives into UnlearnBatch.curvature"
         )

@@ -1,12 +1,15 @@
-"""What each metric of a suite is called, measured in, and which way it should go.
+"""What each metric is called, measured in, and which way it should go.
 
-A table of facts, so that reports, command lines and result files say the same. Its order is the order of every table.
-`higher_is` is "better", "worse" or "neither"; a `target` says where the value should end up instead.
+A table of facts, so that reports, command lines and result files say the same. Whoever measures something owns its
+rows: `CORE` holds those of `evaluate`, each suite and the attacks hold theirs, and `METRICS` is the look-up of all,
+in the order of every table. `higher_is` is "better", "worse" or "neither"; a `target` says where the value should end
+up instead.
 
 A forget metric that "should fall" should fall to the retrained model's value and no further: 0 is not forgetting but
 suppression. Tables therefore show the retrained model beside it.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 
@@ -16,7 +19,7 @@ class Metric(NamedTuple):
     Attributes:
         label: for a table.
         group: "forget", "retain", "utility" or "privacy".
-        unit: "nats/token", or empty for a pure number.
+        unit: "nats/token", "%", or empty for a pure number.
         higher_is: whether larger values are wanted.
         meaning: one sentence for a reader outside the field.
         target: the wanted value, where that is neither extreme.
@@ -36,8 +39,9 @@ _EXACT = "Share of the answer's tokens the model would write itself, given those
 _RECALL = "Share of the true answer's words, in order, in what the model writes."
 _KL = "Distance of the answers' distribution from that of the model retrained without the forget set."
 _ATTACK = "Chance that an attacker ranks a forget text above one never seen; one half is blind guessing."
+_TUG = "1 when the model behaves like the retrained one on what was to be forgotten and on what was to be kept."
 
-METRICS: dict[str, Metric] = {
+CORE: dict[str, Metric] = {
     "forget_kl": Metric("KL to retrained, forget", "forget", _NATS, "worse", _KL),
     "forget_total_variation": Metric("Total variation to retrained, forget", "forget", "", "worse", _KL),
     "forget_quality": Metric(
@@ -86,4 +90,29 @@ METRICS: dict[str, Metric] = {
     "model_utility": Metric(
         "Model utility", "utility", "", "better", "Harmonic mean of nine numbers on what was to be kept."
     ),
+    "tug_of_war_kl": Metric("Tug of war, KL", "utility", "", "better", _TUG),
+    "tug_of_war_total_variation": Metric("Tug of war, total variation", "utility", "", "better", _TUG),
 }
+
+METRICS: dict[str, Metric] = dict(CORE)
+
+
+def register(rows: Mapping[str, Metric]) -> None:
+    """Adds a family's rows to `METRICS`, so that results and reports know its metrics.
+
+    `jaxunlearn.evals` does so for its own families; another package calls it once for its own.
+
+    Errors:
+        ValueError: a name that stands for another metric already.
+
+    Example:
+        >>> register({"forget_kl": CORE["forget_kl"]})  # the same row again changes nothing
+        >>> register({"forget_kl": CORE["retain_kl"]})
+        Traceback (most recent call last):
+        ...
+        ValueError: a metric called 'forget_kl' exists already (KL to retrained, forget); choose another name
+    """
+    for name, row in rows.items():
+        if METRICS.get(name, row) != row:
+            raise ValueError(f"a metric called {name!r} exists already ({METRICS[name].label}); choose another name")
+    METRICS.update(rows)

@@ -6,29 +6,45 @@ import numpy as np
 
 from jaxunlearn.data import Encoded
 from jaxunlearn.evals import privacy, tofu
+from jaxunlearn.evals.bootstrap import bootstrap
 from jaxunlearn.evals.catalogue import METRICS
 from jaxunlearn.evals.divergence import kl
 from jaxunlearn.evals.forget_quality import forget_quality
+from jaxunlearn.evals.protocol import NO_RETRAINED, Run
 from jaxunlearn.evals.result import Measure, Result, broken, by_index, measured, skipped, why_missing
 from jaxunlearn.evals.score import Scores, score
-from jaxunlearn.evals.single import Part, token_mean
+from jaxunlearn.evals.single import Part
+from jaxunlearn.evals.tug_of_war import tug_of_war, tug_of_war_kl
 from jaxunlearn.evals.variants import Variants, variant_nll
-from jaxunlearn.types import Model, Params
-
-Reference = tuple[Model, Params]
 
 
-def divergence(part: Part, model: Model, params: Params, reference: Reference | None, options: dict) -> Result:
+def divergence(part: Part, run: Run, options: dict) -> Result:
     """KL(retrained || model) and total variation on one set."""
     names = (f"{part.name}_kl", f"{part.name}_total_variation")
-    if reference is None:
-        return {name: skipped(name, "no retrained model given") for name in names}
-    apart = kl(reference[0], reference[1], params, part.examples, model_q=model, **options)
-    rows = (apart.kl, apart.total_variation)
+    if run.reference is None:
+        return {name: skipped(name, NO_RETRAINED) for name in names}
+    retrained, weights = run.reference
+    apart = kl(retrained, weights, run.params, part.examples, model_q=run.model, **options)
+    rows, tokens = (apart.kl, apart.total_variation), part.scores.tokens
     return {
-        name: measured(name, np.array([np.mean(row) for row in values]), aggregate=token_mean(values))
+        name: measured(name, np.array([np.mean(row) for row in values]), weights=tokens, seed=run.seed)
         for name, values in zip(names, rows, strict=True)
     }
+
+
+def tug(found: Result) -> Result:
+    """Tug of war, once the distances on forget and on retain are known."""
+    forms = {"kl": tug_of_war_kl, "total_variation": tug_of_war}
+    measures: Result = {}
+    for kind, form in forms.items():
+        key, names = f"tug_of_war_{kind}", (f"forget_{kind}", f"retain_{kind}")
+        reason = next((why_missing(found[name]) for name in names if why_missing(found[name])), None)
+        if reason is not None:
+            measures[key] = skipped(key, reason)
+            continue
+        value = form([found[name]["agg_value"] for name in names])
+        measures[key] = measured(key, np.zeros(0), aggregate=value) | {"n": sum(found[name]["n"] for name in names)}
+    return measures
 
 
 def attacks(forget: Part, outside: Scores, holdout: Sequence[Encoded], seed: int) -> Result:
@@ -59,28 +75,24 @@ def attacks(forget: Part, outside: Scores, holdout: Sequence[Encoded], seed: int
     return found
 
 
-def quality(
-    ratio: Measure, asked: Variants | str, reference: Reference | None, known: Result | None, options: dict, seed: int
-) -> Result:
+def quality(ratio: Measure, asked: Variants | str, run: Run, options: dict) -> Result:
     """Forget Quality: the KS test between the truth ratios of this model and the retrained one."""
-    key = "forget_quality"
+    key, known = "forget_quality", (run.reference_result or {}).get("forget_truth_ratio")
     reason = ratio.get("skipped")
-    if reason is None and reference is None and known is None:
-        reason = "no retrained model given"
+    if reason is None and run.reference is None and known is None:
+        reason = NO_RETRAINED
     if reason is not None:
         return {key: skipped(key, reason)}
-    theirs = known["forget_truth_ratio"].get("log_ratio_by_index") if known is not None else None
-    if theirs is None and reference is None:
-        return {
-            key: skipped(key, f"the retrained model has no truth ratios ({why_missing(known['forget_truth_ratio'])})")
-        }
+    theirs = known.get("log_ratio_by_index") if known is not None else None
+    if theirs is None and run.reference is None:
+        return {key: skipped(key, f"the retrained model has no truth ratios ({why_missing(known)})")}
     if theirs is None:
-        scores = score(*reference, asked.encoded, **options)
+        scores = score(*run.reference, asked.encoded, **options)
         retrained = tofu.log_truth_ratio(*variant_nll(scores, asked, np.zeros(0)))
     else:
         retrained = _values(theirs)
     try:
-        test = forget_quality(_values(ratio["log_ratio_by_index"]), retrained, seed=seed)
+        test = forget_quality(_values(ratio["log_ratio_by_index"]), retrained, seed=run.seed)
     except ValueError as error:
         return {key: broken(key, str(error))}
     details = {"log10_p": test.log10_p, "ks_statistic": test.statistic, "ks_interval": list(test.interval)}
@@ -88,8 +100,8 @@ def quality(
     return {key: measured(key, np.zeros(0), aggregate=test.p_value, **details) | n}
 
 
-def utility(found: Result, absent: list[str]) -> Result:
-    """Model Utility, once its nine numbers are known."""
+def utility(found: Result, absent: list[str], seed: int = 0) -> Result:
+    """Model Utility, once its nine numbers are known; its interval resamples the questions of each set."""
     key = "model_utility"
     without = [name for name in tofu.UTILITY_SETS if name in absent]
     if without:
@@ -99,8 +111,13 @@ def utility(found: Result, absent: list[str]) -> Result:
         reason = why_missing(found[name])
         if reason is not None:
             return {key: skipped(key, f"{METRICS[name].label}: {reason}")}
+    groups = [
+        np.stack([_values(found[f"{part}_{name}"]["value_by_index"]) for name in tofu.UTILITY_PARTS], axis=1)
+        for part in tofu.UTILITY_SETS
+    ]
     value = tofu.model_utility([found[name]["agg_value"] for name in names])
-    return {key: measured(key, np.zeros(0), aggregate=value) | {"n": len(names)}}
+    interval = list(bootstrap(tofu.utility_of_draws, *groups, seed=seed))
+    return {key: measured(key, np.zeros(0), aggregate=value, interval=interval) | {"n": len(names)}}
 
 
 def _values(column: dict[str, float | None]) -> np.ndarray:

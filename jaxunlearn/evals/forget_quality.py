@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from jaxunlearn.evals.bootstrap import bootstrap
+
 
 class ForgetQuality(NamedTuple):
     """A Kolmogorov-Smirnov comparison.
@@ -66,7 +68,8 @@ def forget_quality(
     test = ks_2samp(x, y)
     p, distance = float(test.pvalue), float(test.statistic)
     log10_p = math.log10(p) if p > 1e-290 else _log10_exact(x.size, y.size, distance)
-    return ForgetQuality(p, log10_p, distance, _bootstrap(x, y, resamples, confidence, seed), (x.size, y.size))
+    interval = bootstrap(_distances, x, y, resamples=resamples, confidence=confidence, seed=seed)
+    return ForgetQuality(p, log10_p, distance, interval, (x.size, y.size))
 
 
 def ks_statistic(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " M"]) -> float:
@@ -78,12 +81,8 @@ def ks_statistic(x: Float[np.ndarray, " N"], y: Float[np.ndarray, " M"]) -> floa
     )
 
 
-def _bootstrap(x: np.ndarray, y: np.ndarray, resamples: int, confidence: float, seed: int) -> tuple[float, float]:
-    rng = np.random.default_rng(seed)
-    draws = [ks_statistic(rng.choice(x, x.size), rng.choice(y, y.size)) for _ in range(resamples)]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(draws, [tail, 1 - tail]) if draws else (math.nan, math.nan)
-    return float(low), float(high)
+def _distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return np.array([ks_statistic(one, other) for one, other in zip(x, y, strict=True)])
 
 
 def _log10_exact(n: int, m: int, distance: float) -> float:

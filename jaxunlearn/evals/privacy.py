@@ -5,16 +5,19 @@ the names `membership_by_*`. Members are the forget set, non-members a holdout o
 saw; after perfect forgetting the AUC is that of the retrained model, near one half. An AUC *below* one half leaks as
 much: text that was pushed down is as recognisable as text that was learned.
 
+This file is the arithmetic, from what a model said to a score and from scores to rates. The passes over the model that
+the costlier attacks need (gradients, perturbed texts, a prefix) are in `attacks`, and `attacks.membership` runs all.
+
 An average hides the few texts that leak for sure, so true positive rates at 1% and .1% false positives go with the
 AUC (Carlini et al. 2022, arXiv 2112.03570), and a seeded bootstrap interval.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 Rows = Sequence[Float[np.ndarray, " n"]]
 
@@ -73,6 +76,56 @@ def membership_by_zlib(log_probs: Rows, texts: Sequence[str]) -> Float[np.ndarra
     return np.array([mean / len(zlib.compress(text.encode("utf-8"))) for mean, text in pairs], dtype=np.float64)
 
 
+def membership_by_gradient_norm(norms: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+    """Minus the 2-norm of the gradient of a text's mean NLL: a text that was learned pulls no more. Higher says member.
+
+    After Wang et al. 2024, "Pandora's white-box" (arXiv 2402.17012); the norms are `attacks.gradient_norm`'s.
+
+    Example:
+        >>> membership_by_gradient_norm(np.array([0.5, 2.0])).tolist()
+        [-0.5, -2.0]
+    """
+    return -np.asarray(norms, np.float64)
+
+
+def membership_by_reference(log_probs: Rows, reference_log_probs: Rows) -> Float[np.ndarray, " N"]:
+    """NLL per token under a reference model minus that under this one (nats): easy text is discounted. Higher: member.
+
+    The reference should be like the model but for the members (Carlini et al. 2021, arXiv 2012.07805).
+
+    Example:
+        >>> membership_by_reference([np.array([-1.0, -2.0])], [np.array([-3.0, -2.0])]).tolist()
+        [1.0]
+    """
+    return membership_by_loss(log_probs) - membership_by_loss(reference_log_probs)
+
+
+def membership_by_neighbourhood(log_probs: Rows, neighbour_nll: Float[np.ndarray, "N m"]) -> Float[np.ndarray, " N"]:
+    """Mean NLL per token of a text's neighbours minus its own (nats): members lie in a dip. Higher says member.
+
+    After Mattern et al. 2023 (arXiv 2305.18462); the neighbours are `attacks.neighbourhood`'s.
+
+    Example:
+        >>> membership_by_neighbourhood([np.array([-1.0, -1.0])], np.array([[2.0, 3.0]])).tolist()
+        [1.5]
+    """
+    return np.mean(np.asarray(neighbour_nll, np.float64), axis=1) + membership_by_loss(log_probs)
+
+
+def membership_by_recall(log_probs: Rows, conditional_log_probs: Rows) -> Float[np.ndarray, " N"]:
+    """`LL(x | prefix) / LL(x)`, the prefix texts that are no members: ReCaLL (Xie et al. 2024, arXiv 2406.15968).
+
+    Both are negative; a foreign prefix costs a member more, so a higher ratio says member. A text of probability 1 has
+    no ratio: its likelihood is taken to be 1e-9 nats a token away from that.
+
+    Example:
+        >>> membership_by_recall([np.array([-1.0, -1.0])], [np.array([-2.0, -1.0])]).tolist()
+        [1.5]
+    """
+    alone = np.minimum(membership_by_loss(log_probs), -1e-9)
+    return membership_by_loss(conditional_log_probs) / alone
+
+
 class Attack(NamedTuple):
     """How well one score tells members from non-members.
 
@@ -124,17 +177,46 @@ def attack(
     return Attack(float(roc_auc_score(labels, scores)), *found, interval, (inside.size, outside.size))
 
 
+def auc_draws(
+    inside: Float[np.ndarray, " N"],
+    outside: Float[np.ndarray, " M"],
+    resamples: int,
+    rng: np.random.Generator,
+    *,
+    groups: Sequence[Sequence[Hashable]] | None = None,
+) -> tuple[float, Float[np.ndarray, " R"]]:
+    """The AUC, and the AUC of each of `resamples` bootstrap resamples of both sides.
+
+    Args:
+        inside, outside: scores.
+        resamples: R.
+        rng: draws them.
+        groups: what each score of either side belongs to; groups are drawn whole. Default each score by itself.
+
+    Example:
+        >>> auc_draws(np.array([1.0, 2.0]), np.array([0.0]), 2, np.random.default_rng(0))
+        (1.0, array([1., 1.]))
+    """
+    wins = np.sign(inside[:, None] - outside[None, :]) / 2 + 0.5
+    # An AUC of a resample is a weighted mean of the same pairwise wins, so no ranking is done again.
+    x, y = (_times_drawn(side, resamples, rng) for side in groups or (range(inside.size), range(outside.size)))
+    draws = np.einsum("ri,ij,rj->r", x, wins, y, optimize=True) / (x.sum(axis=1) * y.sum(axis=1))
+    return float(wins.mean()), draws
+
+
+def _times_drawn(groups: Sequence[Hashable], resamples: int, rng: np.random.Generator) -> Int[np.ndarray, "R N"]:
+    """How often each text is in each resample."""
+    number = {name: index for index, name in enumerate(dict.fromkeys(groups))}
+    drawn = rng.multinomial(len(number), np.full(len(number), 1 / len(number)), resamples)
+    return drawn[:, [number[name] for name in groups]]
+
+
 def _bootstrap_auc(
     inside: np.ndarray, outside: np.ndarray, resamples: int, confidence: float, seed: int
 ) -> tuple[float, float]:
     if resamples < 1:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    wins = np.sign(inside[:, None] - outside[None, :]) / 2 + 0.5
-    # An AUC of a resample is a weighted mean of the same pairwise wins, so no ranking is done again.
-    x = rng.multinomial(inside.size, np.full(inside.size, 1 / inside.size), resamples)
-    y = rng.multinomial(outside.size, np.full(outside.size, 1 / outside.size), resamples)
-    draws = np.einsum("ri,ij,rj->r", x, wins, y, optimize=True) / (inside.size * outside.size)
+    _, draws = auc_draws(inside, outside, resamples, np.random.default_rng(seed))
     tail = (1 - confidence) / 2
     low, high = np.quantile(draws, [tail, 1 - tail])
     return float(low), float(high)

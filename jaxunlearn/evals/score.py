@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from jaxunlearn.data import Encoded
 from jaxunlearn.evals.batching import Progress, per_example
@@ -49,6 +49,11 @@ class Scores:
     def __getitem__(self, part: slice) -> "Scores":
         """The scores of a run of examples: `scores[10:20]`."""
         return Scores(self.log_probs[part], self.hits[part], self.means[part], self.stds[part])
+
+    def take(self, indices: Sequence[int]) -> "Scores":
+        """The scores of some examples, in the order asked for."""
+        columns = (self.log_probs, self.hits, self.means, self.stds)
+        return Scores(*([column[i] for i in indices] for column in columns))
 
     @property
     def nll(self) -> Float[np.ndarray, " N"]:
@@ -105,14 +110,34 @@ def score(
 @partial(jax.jit, static_argnums=0)
 def _moments(model: Model, params: Params, batch: Batch) -> dict[str, Array]:
     logits, targets, _ = batch.predict(model, params)
-    log_p = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-    p = jnp.exp(log_p)
+    return moments(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), targets)
+
+
+def moments(logits: Float[Array, "B P V"], targets: Int[Array, "B P"]) -> dict[str, Array]:
+    """The four columns of `Scores` from logits, f32 or wider, in four passes over the vocabulary.
+
+    Each is one fused reduction that reads the logits and writes a number a place. Were an exponential shared between
+    two of them, the compiler would write it out for the whole vocabulary, which takes longer than all four: so the
+    second moment has a form of its own, `exp(y + mu) y^2` with `y = log p - mu`.
+
+    Example:
+        >>> found = moments(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]])), jnp.array([[0]]))
+        >>> found["log_probs"].round(4).tolist(), found["hits"].tolist(), found["means"].round(4).tolist()
+        ([[-0.6931]], [[True]], [[-1.0397]])
+    """
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    log_sum = jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True))
     # A masked-out vocabulary entry has log p = -inf and p = 0; its share of an expectation is 0, not NaN.
-    mean = jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)
-    deviation = jnp.where(p > 0, log_p - mean[..., None], 0.0)
+    log_p = jnp.maximum((logits - top) - log_sum, -1e4)
+    mean = jnp.sum(jnp.exp(log_p) * log_p, axis=-1, keepdims=True)
+    away = jnp.maximum((logits - top) - (log_sum + mean), -1e4)
+    true = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    ids = jnp.arange(logits.shape[-1], dtype=targets.dtype)
+    beaten = jnp.any((logits > true) | ((logits == true) & (ids < targets[..., None])), axis=-1)
+    log_prob = ((true - top) - log_sum)[..., 0]
     return {
-        "log_probs": jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0],
-        "hits": jnp.argmax(logits, axis=-1) == targets,
-        "means": jnp.where(jnp.isfinite(p).all(-1), mean, jnp.nan),
-        "stds": jnp.sqrt(jnp.sum(p * deviation**2, axis=-1)),
+        "log_probs": log_prob,
+        "hits": ~beaten & ~jnp.isnan(log_prob),
+        "means": mean[..., 0],
+        "stds": jnp.sqrt(jnp.sum(jnp.exp(away + mean) * away**2, axis=-1)),
     }

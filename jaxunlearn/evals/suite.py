@@ -2,7 +2,8 @@
 
 One scoring pass covers all texts (answers, paraphrases, wrong answers, holdout); one divergence pass a set compares
 with the retrained model; generation runs only if asked for. What cannot be computed is listed with the reason, so a
-table never hides that a number was not available. See `catalogue.METRICS` for names, units and directions.
+table never hides that a number was not available. See `catalogue.CORE` for names, units and directions, and `suites`
+for the published benchmarks, each with metrics of its own.
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,13 @@ from jax.sharding import Mesh
 
 from jaxunlearn.data import Encoded, Template
 from jaxunlearn.evals.batching import Progress
-from jaxunlearn.evals.catalogue import METRICS
-from jaxunlearn.evals.comparison import Reference, attacks, divergence, quality, utility
-from jaxunlearn.evals.result import Result, skipped
-from jaxunlearn.evals.score import Scores, score
-from jaxunlearn.evals.single import Generate, Part, answers, generation, truth_ratio
-from jaxunlearn.evals.variants import Variants, variants
+from jaxunlearn.evals.protocol import Run
+from jaxunlearn.evals.result import Result
+from jaxunlearn.evals.suites.runner import Generate, run_suites
+from jaxunlearn.evals.suites.tofu import tofu_suite
 from jaxunlearn.types import Model, Params
+
+Reference = tuple[Model, Params]
 
 
 def evaluate(
@@ -64,60 +65,23 @@ def evaluate(
         progress: called with `(texts scored, texts in all)`.
 
     Returns:
-        `{metric: measure}`, see `jaxunlearn.evals.result`; every metric of the catalogue is present.
+        `{metric: measure}`, see `jaxunlearn.evals.result`; every metric of `catalogue.CORE` is present.
 
     Errors:
         ValueError: an empty forget set, an example without loss tokens, or a variant longer than `max_length`.
     """
-    options = {"batch_size": batch_size, "mesh": mesh}
-    sets = {"forget": forget, "retain": retain, "authors": authors, "world": world}
-    other = {
-        name: variants(
-            examples, tokenizer, stand_in=name in ("authors", "world"), template=template, max_length=max_length
-        )
-        for name, examples in sets.items()
-        if examples
-    }
     if not forget:
         raise ValueError("the forget set is empty; pass the encoded examples that were to be forgotten")
-    parts, outside = _score_all(model, params, sets, other, holdout or [], options | {"progress": progress})
-
-    found: Result = {}
-    for part in parts.values():
-        found |= answers(part)
-        found |= truth_ratio(part)
-        found |= generation(part, model, params, tokenizer, generate, max_new_tokens)
-    for name in ("forget", "retain"):
-        if name in parts:
-            found |= divergence(parts[name], model, params, reference, options)
-    found |= attacks(parts["forget"], outside, holdout or [], seed)
-    found |= quality(found["forget_truth_ratio"], parts["forget"].variants, reference, reference_result, options, seed)
-    found |= utility(found, [name for name, examples in sets.items() if not examples])
-    missing = {name: f"no {name.split('_')[0]} set given" for name in METRICS}
-    return {name: found.get(name) or skipped(name, missing[name]) for name in METRICS}
-
-
-def _score_all(
-    model: Model,
-    params: Params,
-    sets: dict[str, Sequence[Encoded] | None],
-    other: dict[str, Variants | str],
-    holdout: Sequence[Encoded],
-    options: dict[str, Any],
-) -> tuple[dict[str, Part], Scores]:
-    """One pass over all texts, cut up again afterwards: few compilations, one progress bar."""
-    texts: list[Encoded] = []
-
-    def place(examples: Sequence[Encoded]) -> slice:
-        texts.extend(examples)
-        return slice(len(texts) - len(examples), len(texts))
-
-    spans = {name: place(examples) for name, examples in sets.items() if examples}
-    more = {name: place(v.encoded) for name, v in other.items() if isinstance(v, Variants)}
-    beyond = place(holdout)
-    scores = score(model, params, texts, **options)
-    parts = {
-        name: Part(name, sets[name], scores[span], other[name], scores[more[name]] if name in more else None)
-        for name, span in spans.items()
-    }
-    return parts, scores[beyond]
+    suite = tofu_suite(
+        tokenizer,
+        forget=forget,
+        retain=retain,
+        authors=authors,
+        world=world,
+        holdout=holdout or (),
+        new_tokens=max_new_tokens,
+        template=template,
+        max_length=max_length,
+    )
+    run = Run(model, params, tokenizer, reference, reference_result, seed, batch_size, mesh)
+    return run_suites([suite], run, generate=generate, max_length=max_length, progress=progress)

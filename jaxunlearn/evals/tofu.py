@@ -99,6 +99,13 @@ def model_utility(parts: Sequence[float]) -> float:
     return 0.0 if np.any(values == 0) else float(values.size / np.sum(1.0 / values))
 
 
+def utility_of_draws(*groups: Float[np.ndarray, "R n 3"]) -> Float[np.ndarray, " R"]:
+    """`model_utility` of each resample; a group holds probability, ROUGE-L and truth ratio of a set's questions."""
+    means = np.concatenate([group.mean(axis=1) for group in groups], axis=1)
+    with np.errstate(divide="ignore"):
+        return means.shape[1] / np.sum(1.0 / means, axis=1)
+
+
 def rouge_l_recall(generated: Sequence[str], truth: Sequence[str]) -> Float[np.ndarray, " N"]:
     """ROUGE-L recall with stemming: longest common subsequence of words / words of the truth, per example.
 

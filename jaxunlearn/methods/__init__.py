@@ -165,7 +165,12 @@ CATALOGUE: dict[str, Entry] = {
         newton_removal, "second order", "retain", "1 g + cg_steps H", "Guo et al. 2020", run_options=_TRUST
     ),
     "fisher_removal": Entry(
-        fisher_removal, "second order", "retain", "(1 + samples/batch) g", "after Gu et al. 2024", run_options=_TRUST
+        fisher_removal,
+        "second order",
+        "retain, or stored gradients",
+        "(1 + samples/batch) g, stored 1 g",
+        "after Gu et al. 2024",
+        run_options=_TRUST,
     ),
     "fisher_forgetting": Entry(
         fisher_forgetting, "noise", "retain", "(samples/batch) g", "after Gu et al. 2024", ascends=False, steps=1

@@ -13,7 +13,7 @@ from typing import Literal, get_args
 import optax
 
 from jaxunlearn.methods.method import Method
-from jaxunlearn.objectives import NLL, AnswerPreservation, KLRetain, Objective, Term, needs_of
+from jaxunlearn.objectives import NLL, AnswerPreservation, KLRetain, Objective, Term, needs_of, reads
 
 ASCENT = (-1.0, NLL("forget"))
 Retain = Literal["nll", "kl", "none", "kl_all_positions", "answer"]
@@ -63,7 +63,8 @@ def first_order(
     """
     terms = forget + retain
     transform = descent(name, learning_rate, optimizer)
-    return Method(name, Objective(terms), transform, needs_of(terms), alternative=alternative)
+    kept = reads(terms, "retain")
+    return Method(name, Objective(terms), transform, needs_of(terms), alternative=alternative, retain=kept)
 
 
 _COMMON = """    learning_rate: of AdamW without weight decay, when `optimizer` is not given.

@@ -4,20 +4,26 @@ Both are reconstructions after Gu et al. (2024) from the abstract and secondary 
 below, not the paper's tables.
 """
 
+from dataclasses import replace
 from typing import Literal
 
 import optax
 
-from jaxunlearn.curvature import EmpiricalFisher, SquaredGradients
+from jaxunlearn.curvature import EmpiricalFisher, SquaredGradients, Stored
 from jaxunlearn.methods.first_order import ASCENT
 from jaxunlearn.methods.method import Method, compose, trust
 from jaxunlearn.objectives import Objective
 from jaxunlearn.solvers import ClosedForm
-from jaxunlearn.transforms import add_curvature_noise
+from jaxunlearn.transforms import RETAIN, STORED, add_curvature_noise
 
 
 def fisher_removal(
-    *, damping: float = 1e-3, samples: int = 64, step_size: float = 1.0, max_kl: float | None = None
+    *,
+    damping: float = 1e-3,
+    samples: int = 64,
+    step_size: float = 1.0,
+    max_kl: float | None = None,
+    factors: str | None = None,
 ) -> Method:
     """`theta + step_size (E_r + damping I)^-1 g_f` per forget batch, E_r the empirical Fisher of retain.
 
@@ -29,18 +35,26 @@ def fisher_removal(
         damping: lambda.
         samples: most retain examples in E_r; memory is `samples` times the parameters in f32.
         step_size: gamma.
-        max_kl: optional trust region, nats of KL on retain per step.
+        max_kl: optional trust region, nats of KL on retain per step; with stored curvature the KL that it predicts.
+        factors: folder that `curvature.save` wrote, read instead of taking gradients on retain; every batch then
+            carries its content in `curvature`, and retain examples serve the certificate only.
 
     After Gu et al., "Second-order information matters: revisiting machine unlearning for large language models", 2024.
     """
+    stored = factors is not None
+    region = trust(max_kl, adapt=False)
+    if stored and region is not None:
+        region = replace(region, predict="metric")
     return compose(
         "fisher_removal",
         Objective((ASCENT,)),
-        EmpiricalFisher(samples),
+        Stored() if stored else EmpiricalFisher(samples),
         ClosedForm(-1.0),
         damping=damping,
         step_size=step_size,
-        trust_region=trust(max_kl, adapt=False),
+        trust_region=region,
+        metric=STORED if stored else RETAIN,
+        factors=factors,
     )
 
 

@@ -42,7 +42,7 @@ def kfac_edit(
     Args:
         rho: share of the total of `lambda_i mu_j` to be kept, above 0; 1 changes nothing.
         only: patterns of the paths of the matrices, separated by commas; a pattern without a match is passed over.
-        factors: folder that `curvature.kronecker.save` wrote, read instead of taking factors on retain; every batch
+        factors: folder that `curvature.save` wrote, read instead of taking factors on retain; every batch
             then carries its content in `curvature`.
         samples: draws of labels a token.
         microbatch: examples at a time while factors are taken.
@@ -67,9 +67,11 @@ def kfac_edit(
         else:
             recipe, metric = Stored(), STORED
         A = metric_of(recipe, model, params, batch, metric)
+        if not isinstance(A, KroneckerOperator):
+            raise ValueError(f"kfac_edit(factors={factors!r}): this folder holds no Kronecker factors, but rows")
         return keep_top(A, params, rho, known)
 
-    return Method("kfac_edit", Objective(()), edit_params(edit), factors=factors)
+    return Method("kfac_edit", Objective(()), edit_params(edit), factors=factors, retain=factors is None)
 
 
 def keep_top(A: KroneckerOperator, params: Params, share: float, only: tuple[str, ...] = ("*",)) -> Params:

@@ -7,9 +7,9 @@ inverse is exact and costs a fraction of a gradient. The factors may be taken in
 then a step needs no retain examples, and the update can be made anew for another request, or after more training.
 
     eigen = eigendecompose(kronecker_factors(model, params, retain, KFAC()), params)
-    kronecker.save("factors", eigen)
+    curvature.save("factors", eigen)
     method = kfade(factors="factors")
-    batch = UnlearnBatch(forget, curvature=kronecker.load("factors", params))
+    batch = UnlearnBatch(forget, curvature=curvature.load("factors", params))
 
 `gauss_newton_ascent` is the same with the exact matrix and conjugate gradients.
 """
@@ -43,7 +43,7 @@ def kfade(
         damping: share of the mean eigenvalue of each block that is added to it; re-chosen each step from predicted and
             measured KL, or kept with stored factors.
         curvature: "ekfac" or "kfac": the factors that a step takes.
-        factors: folder that `curvature.kronecker.save` wrote, read instead of taking factors; every batch then carries
+        factors: folder that `curvature.save` wrote, read instead of taking factors; every batch then carries
             its content in `curvature`, and retain examples serve the certificate only.
         samples: draws of labels a token for the factors that a step takes.
         microbatch: examples at a time while factors are taken, and in the gradient.

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import optax
 
-from jaxunlearn.objectives import Objective
+from jaxunlearn.objectives import Objective, reads
 from jaxunlearn.transforms import (
     RETAIN,
     Curvature,
@@ -28,10 +28,12 @@ class Method(NamedTuple):
             "retain_alternative", where the batch must carry that).
         certify: measure the certificate at every step (about two retain gradients, one forget gradient, one
             Gauss-Newton product and a few forwards); `method._replace(certify=False)` leaves it out.
-        factors: folder of `curvature.kronecker.save` whose content every batch must carry in `curvature`; a run loads
-            it, a program does it with `curvature.kronecker.load(method.factors, params)`.
+        factors: folder of `curvature.save` whose content every batch must carry in `curvature`; a run loads
+            it, a program does it with `curvature.load(method.factors, params)`.
         alternative: where a run takes `UnlearnBatch.alternative` from: "given" (each record's own `alternative`),
             "refusal", "mismatched" (answers of other forget records) or "sampled" (the original model's).
+        retain: whether every batch must carry retain examples; False where the objective reads none and curvature, if
+            any, was stored.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Method(NamedTuple):
     certify: bool = True
     factors: str | None = None
     alternative: str | None = None
+    retain: bool = True
 
 
 def compose(
@@ -80,7 +83,10 @@ def compose(
         preconditioner=preconditioner,
         damp=damp,
     )
-    return Method(name, objective, optax.chain(precondition, optax.scale(-1.0)), needs, factors=factors)
+    measured = trust_region is not None and trust_region.predict == "retain"
+    retain = measured or "retain" in dict(metric) or reads(objective.terms, "retain")
+    transform = optax.chain(precondition, optax.scale(-1.0))
+    return Method(name, objective, transform, needs, factors=factors, retain=retain)
 
 
 def trust(max_kl: float | None, *, fill: bool = False, adapt: bool = True) -> TrustRegion | None:

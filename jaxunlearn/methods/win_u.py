@@ -70,7 +70,7 @@ def win_u_step(
 ) -> tuple[PyTree, DowndateInfo]:
     """`d = (H - share G_f)^-1 share g_f`, to be added to the parameters, with no retain example anywhere.
 
-    H comes from the time when all data was at hand, for example EK-FAC factors from a file: `curvature.kronecker.load`,
+    H comes from the time when all data was at hand, for example EK-FAC factors from a file: `curvature.load`,
     `from_eigen`, then `.damped(lambda)`.
 
     Args:
@@ -226,4 +226,4 @@ def win_u(
         trust_region=trust(max_kl, adapt=False),
     )
     transform = optax.chain(downdate, optax.scale(-1.0))
-    return Method("win_u", Objective((ASCENT,), microbatch), transform, factors=factors)
+    return Method("win_u", Objective((ASCENT,), microbatch), transform, factors=factors, retain=factors is None)

@@ -4,11 +4,12 @@
 """
 
 from jaxunlearn.models.adapters import from_linen, from_nnx
-from jaxunlearn.models.config import DecoderConfig, read_config
+from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.contrast import offset, uld, whp
 from jaxunlearn.models.fisher_init import fila, vila
 from jaxunlearn.models.functional import Decoder, as_model
 from jaxunlearn.models.generation import generate
+from jaxunlearn.models.hf_config import read_config
 from jaxunlearn.models.initialization import init
 from jaxunlearn.models.loading import load, resolve
 from jaxunlearn.models.lora import PROJECTIONS, LoRA, add_lora, is_lora, merge_lora

@@ -6,6 +6,9 @@ plain form holds all [T, T] scores, which a second derivative multiplies. The bl
 `exp(score - m)` and of the values weighted by it, where `m` is the largest score so far (Milakov and Gimelshein 2018,
 "Online normalizer calculation for softmax"; Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory").
 
+Scores may be bounded by a tanh (Gemma 2: Riviere et al. 2024) and keys limited to a window behind the query (Beltagy et
+al. 2020, "Longformer"; Jiang et al. 2023, "Mistral 7B"); tiles wholly outside of it are skipped.
+
 In both forms the quotient of the two sums is the same for every `m`, so no derivative of any order flows through
 `m`, and it is taken out of differentiation. Tiles are recomputed in the backward pass instead of stored.
 """
@@ -14,7 +17,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Implementation = Literal["auto", "xla", "blockwise"]
 IMPLEMENTATIONS = ("auto", "xla", "blockwise")
@@ -28,10 +31,22 @@ def causal_attention(
     v: Float[Array, "B T K d"],
     implementation: Implementation = "auto",
     block: int = 256,
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
+    window: int | Int[Array, ""] | None = None,
 ) -> Float[Array, "B T H d"]:
-    """`softmax(q k^T / sqrt(d)) v` over the keys at or before each query; head h reads key-value head `h K // H`.
+    """`softmax(scale q k^T) v` over the keys at or before each query; head h reads key-value head `h K // H`.
 
     Scores and softmax are in f32. "auto" is blockwise above 512 tokens.
+
+    Args:
+        q, k, v: queries, keys and values.
+        implementation: "auto", "xla" or "blockwise".
+        block: tokens of a tile.
+        scale: factor on the scores; default `d ** -0.5`.
+        softcap: c of `c tanh(score / c)`, which bounds scores; None for none.
+        window: how many keys a query sees, its own included; None for all. It may be an array.
 
     Example:
         >>> import jax
@@ -42,13 +57,30 @@ def causal_attention(
         True
     """
     T = q.shape[1]
+    if isinstance(window, int) and window >= T:
+        window = None
     if implementation == "blockwise" or (implementation == "auto" and T > BLOCKWISE_ABOVE):
-        return _blockwise(q, k, v, min(block, T))
-    return masked_attention(q, k, v, jnp.tril(jnp.ones((T, T), bool)))
+        return _blockwise(q, k, v, min(block, T), scale, softcap, window)
+    mask = jnp.tril(jnp.ones((T, T), bool))
+    if window is not None:
+        places = jnp.arange(T)
+        mask = mask & in_window(places[:, None], places, window)
+    return masked_attention(q, k, v, mask, scale=scale, softcap=softcap)
+
+
+def in_window(query: Int[Array, "..."], key: Int[Array, "..."], window: int | Int[Array, ""]) -> Bool[Array, "..."]:
+    """Whether a key is one of the last `window` up to the query."""
+    return key > query - window
 
 
 def masked_attention(
-    q: Float[Array, "B T H d"], k: Float[Array, "B S K d"], v: Float[Array, "B S K d"], mask: Bool[Array, "... T S"]
+    q: Float[Array, "B T H d"],
+    k: Float[Array, "B S K d"],
+    v: Float[Array, "B S K d"],
+    mask: Bool[Array, "... T S"],
+    *,
+    scale: float | None = None,
+    softcap: float | None = None,
 ) -> Float[Array, "B T H d"]:
     """Attention where `mask` allows it, [T, S] or [B, T, S]; a query that may see nothing gets a finite average."""
     B, T, H, d = q.shape
@@ -60,14 +92,16 @@ def masked_attention(
     q = q.reshape(B, T, K, G, d).transpose(0, 2, 3, 1, 4).reshape(B, K, G * T, d)
     k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
     bias = jnp.where(mask[:, None, None] if mask.ndim == 3 else mask, 0.0, MASKED).astype(wide)
-    scores = (_product("bktd,bksd->bkts", q, k) * d**-0.5).reshape(B, K, G, T, S) + bias
+    scores = _capped(_product("bktd,bksd->bkts", q, k) * _scale(scale, d), softcap).reshape(B, K, G, T, S) + bias
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))).reshape(B, K, G * T, S)
     # Normalised last: dividing [T, d] instead of [T, S] also spares derivatives their sums over all scores.
     out = _product("bkts,bksd->bktd", weights.astype(v.dtype), v) / weights.sum(axis=-1, keepdims=True)
     return out.astype(q.dtype).reshape(B, K, G, T, d).transpose(0, 3, 1, 2, 4).reshape(B, T, H, d)
 
 
-def _blockwise(q: Array, k: Array, v: Array, block: int) -> Array:
+def _blockwise(
+    q: Array, k: Array, v: Array, block: int, scale: float | None, softcap: float | None, window: int | Array | None
+) -> Array:
     B, T, H, d = q.shape
     K = k.shape[2]
     G, n = H // K, -(-T // block)
@@ -87,8 +121,11 @@ def _blockwise(q: Array, k: Array, v: Array, block: int) -> Array:
 
             def include(sums):
                 numerator, denominator, m = sums
-                scores = _product("bkgtd,bksd->bkgts", q_i, k_j) * d**-0.5
-                visible = (j * block + offsets) <= (i * block + offsets)[:, None]
+                scores = _capped(_product("bkgtd,bksd->bkgts", q_i, k_j) * _scale(scale, d), softcap)
+                seen, at = j * block + offsets, (i * block + offsets)[:, None]
+                visible = seen <= at
+                if window is not None:
+                    visible = visible & in_window(at, seen, window)
                 scores = jnp.where(visible, scores, MASKED)
                 m_next = jax.lax.stop_gradient(jnp.maximum(m, scores.max(axis=-1)))
                 weights = jnp.exp(scores - m_next[..., None])
@@ -96,7 +133,10 @@ def _blockwise(q: Array, k: Array, v: Array, block: int) -> Array:
                 numerator = numerator * shrink[..., None] + _product("bkgts,bksd->bkgtd", weights.astype(v.dtype), v_j)
                 return numerator, denominator * shrink + weights.sum(axis=-1), m_next
 
-            return jax.lax.cond(j <= i, include, lambda sums: sums, sums), None
+            needed = j <= i
+            if window is not None:
+                needed = needed & in_window(i * block, (j + 1) * block - 1, window)
+            return jax.lax.cond(needed, include, lambda sums: sums, sums), None
 
         zero = jnp.zeros_like(q_i, wide)
         start = (zero, zero[..., 0], zero[..., 0] + MASKED)
@@ -107,6 +147,14 @@ def _blockwise(q: Array, k: Array, v: Array, block: int) -> Array:
     queries = (jnp.arange(n), q_blocks)
     _, out = jax.lax.scan(jax.checkpoint(against_all_keys, prevent_cse=False), None, queries)
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, n * block, H, d)[:, :T]
+
+
+def _scale(scale: float | None, d: int) -> float:
+    return d**-0.5 if scale is None else scale
+
+
+def _capped(scores: Array, softcap: float | None) -> Array:
+    return scores if softcap is None else softcap * jnp.tanh(scores / softcap)
 
 
 def _product(equation: str, a: Array, b: Array) -> Array:

@@ -6,6 +6,8 @@ when opened and are refused.
 """
 
 import json
+import shlex
+from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,45 +36,63 @@ class StoredTensor(NamedTuple):
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
         """The part of the tensor at `index`; only those bytes are read."""
+        return self.read_rows([index[0]], index[1:])
+
+    def read_rows(self, runs: list[slice], rest: tuple[slice, ...] = ()) -> np.ndarray:
+        """Several runs of rows, below each other, at `rest` of the other dimensions; only those bytes are read."""
         from safetensors import safe_open
 
         with safe_open(self.file, framework="numpy") as tensors:
-            return tensors.get_slice(self.name)[index]
+            stored = tensors.get_slice(self.name)
+            parts = [stored[(run, *rest)] for run in runs]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the checkpoint in `folder`, from one file or from an index of shards.
+class Contents(NamedTuple):
+    """What a checkpoint folder holds.
 
-    Raises:
-        ValueError: naming the file, when there is no safetensors file, the index is unreadable, points outside the
-            folder or to a missing file or tensor, or a file is damaged.
+    Attributes:
+        tensors: every tensor of the files that could be read.
+        problems: what is wrong with files and index, each with what to do.
+        unread: names that the index places in files that could not be read.
     """
+
+    tensors: dict[str, StoredTensor]
+    problems: list[str]
+    unread: set[str]
+
+
+def contents(folder: Path) -> Contents:
+    """Every tensor of the checkpoint in `folder`, from one file or from an index of shards, and all that is wrong."""
     if (folder / SINGLE).is_file():
-        return stored_header(folder / SINGLE)
+        return _whole(folder / SINGLE)
     if not (folder / INDEX).is_file():
-        raise ValueError(_nothing_to_load(folder))
-    weight_map = _weight_map(folder / INDEX)
-    shards = {name: stored_header(folder / name) for name in sorted(set(weight_map.values()))}
-    absent = [f"{tensor} ({file})" for tensor, file in weight_map.items() if tensor not in shards[file]]
+        return Contents({}, [_nothing_to_load(folder)], set())
+    weight_map, problems = _weight_map(folder / INDEX)
+    shards: dict[str, dict[str, StoredTensor]] = {}
+    for name in sorted(set(weight_map.values())):
+        if not (folder / name).is_file():
+            problems.append(f"{folder / name} is listed in {INDEX} but does not exist; copy it there")
+            continue
+        found = _whole(folder / name)
+        problems += found.problems
+        if not found.problems:
+            shards[name] = found.tensors
+    here = {tensor: name for tensor, name in weight_map.items() if name in shards}
+    absent = [f"{tensor} ({name})" for tensor, name in here.items() if tensor not in shards[name]]
     if absent:
-        raise ValueError(f"{folder / INDEX} lists tensors that their files lack: {', '.join(absent[:8])}")
-    return {tensor: shards[file][tensor] for tensor, file in weight_map.items()}
-
-
-def _weight_map(index: Path) -> dict[str, str]:
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        entries = dict(weight_map)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{index} is not a safetensors index with a weight_map: {error!r}") from None
-    for tensor, name in entries.items():
-        if not isinstance(name, str) or Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
-            raise ValueError(
-                f"{index}: {tensor!r} points to {name!r}; an index may only name .safetensors files of its own folder"
-            )
-        if not (index.parent / name).is_file():
-            raise ValueError(f"{index.parent / name} is listed in {index.name} but does not exist; copy it there")
-    return entries
+        problems.append(f"{folder / INDEX} lists tensors that their files lack: {listed(absent)}")
+    twice = [
+        f"{tensor} ({name} and {weight_map[tensor]})"
+        for name, held in shards.items()
+        for tensor in held
+        if weight_map.get(tensor, name) != name and tensor in shards.get(weight_map[tensor], ())
+    ]
+    if twice:
+        problems.append(f"tensors are in more than one file: {listed(twice)}; keep the one that {INDEX} names")
+    tensors = {tensor: stored for held in shards.values() for tensor, stored in held.items()}
+    tensors |= {tensor: shards[name][tensor] for tensor, name in here.items() if tensor in shards[name]}
+    return Contents(tensors, problems, set(weight_map) - set(here))
 
 
 def stored_header(file: Path) -> dict[str, StoredTensor]:
@@ -81,24 +101,83 @@ def stored_header(file: Path) -> dict[str, StoredTensor]:
     Raises:
         ValueError: naming the file, when it is missing or damaged.
     """
+    found = _whole(file)
+    if found.problems:
+        raise ValueError(found.problems[0])
+    return found.tensors
+
+
+def listed(names: list[str]) -> str:
+    """The first dozen of `names`."""
+    return ", ".join(names[:12]) + (f" ... and {len(names) - 12} more" if len(names) > 12 else "")
+
+
+def _whole(file: Path) -> Contents:
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="numpy") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            return {
+            found = {
                 name: StoredTensor(file, name, tuple(part.get_shape()), part.get_dtype())
                 for name, part in slices.items()
             }
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file} is not a readable safetensors file ({error}); fetch or copy it again") from None
+        problem = f"{file} is not a readable safetensors file ({error}); fetch or copy it again"
+        return Contents({}, [problem], set())
+    return Contents(found, [], set())
+
+
+def _weight_map(index: Path) -> tuple[dict[str, str], list[str]]:
+    """Name of a tensor to file, of the entries that are as they should be, and what is wrong with the others."""
+    repeated: list[str] = []
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen = dict(pairs)
+        if len(seen) < len(pairs):
+            repeated.extend(name for name, times in Counter(name for name, _ in pairs).items() if times > 1)
+        return seen
+
+    try:
+        entries = dict(json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=unique)["weight_map"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return {}, [f"{index} is not a safetensors index with a weight_map: {error!r}"]
+    problems = [f"{index} lists {listed(repeated)} more than once"] if repeated else []
+    good = {}
+    for tensor, name in entries.items():
+        if _plain_name(name):
+            good[tensor] = name
+        else:
+            problems.append(
+                f"{index}: {tensor!r} points to {name!r}; an index may only name .safetensors files of its own folder"
+            )
+    return good, problems
+
+
+def _plain_name(name: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and Path(name).name == name
+        and not set(name) & {"\\", "\0"}
+        and name.endswith(".safetensors")
+    )
 
 
 def _nothing_to_load(folder: Path) -> str:
     pickles: list[Any] = sorted(file.name for pattern in PICKLES for file in folder.glob(pattern))
     if pickles:
         return (
-            f"{folder} holds only pickle weights ({', '.join(pickles[:4])}), which can run code when opened; convert "
-            "them with AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder) in PyTorch"
+            f"{folder} holds only pickle weights ({', '.join(pickles[:4])}), which can run code when opened; if you "
+            f"trust them, convert them where PyTorch is installed: {conversion(str(folder))}"
         )
     return f"{folder} holds neither {SINGLE} nor {INDEX}; point to a folder with safetensors weights"
+
+
+def conversion(source: str) -> str:
+    """The command that writes the model and tokenizer of `source` as safetensors beside it."""
+    target = f"{Path(source).name}-safetensors"
+    return (
+        'python -c "import sys, transformers as t; a, b = sys.argv[1:]; '
+        "t.AutoModelForCausalLM.from_pretrained(a).save_pretrained(b); "
+        f't.AutoTokenizer.from_pretrained(a).save_pretrained(b)" {shlex.quote(source)} {shlex.quote(target)}'
+    )

@@ -1,54 +1,75 @@
 """`DecoderConfig`: what a decoder is, in the field names of Hugging Face's `config.json`.
 
 The configuration is frozen and hashable, so a model can be a static argument of `jax.jit` and two loads of one
-checkpoint share one compilation. Configurations are read through `transformers.AutoConfig`, which brings old and new
-spellings of the rotary fields into one form. Whatever the decoder does not implement is refused by name: a model
-that silently ignores a field computes wrong logits.
+checkpoint share one compilation. Whatever the decoder does not implement is refused by name: a model that silently
+ignores a field computes wrong logits. `hf_config` reads and writes the form of `transformers`.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
+
+from jaxunlearn.models.families import FAMILIES
 
 ROPE_KEYS = {
     "default": (),
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
-ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
-UNSUPPORTED = {
-    "quantization_config": "quantised weights; save the model in float32 or bfloat16 first",
-    "sliding_window": "sliding-window attention",
-    "num_local_experts": "mixture of experts",
-    "num_experts": "mixture of experts",
+CHOICES = {
+    "model_type": tuple(FAMILIES),
+    "hidden_act": ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"),
+    "norm": ("rms", "layer"),
+    "block": ("pre", "post", "sandwich", "parallel", "shared"),
+    "qk_norm": (None, "head", "width"),
 }
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """A Llama decoder: Touvron et al. 2023 ("Llama 2"), Grattafiori et al. 2024 ("The Llama 3 Herd of Models").
+    """A decoder: Touvron et al. 2023 ("Llama 2"), Grattafiori et al. 2024 ("The Llama 3 Herd of Models") and kin.
+
+    The defaults are Llama's; `families.FAMILIES` says what other families set.
 
     Attributes:
         vocab_size: number of token ids, V.
         hidden_size: width of the residual stream, D.
-        intermediate_size: hidden units of the gated feed-forward network.
+        intermediate_size: hidden units of the feed-forward network.
         num_hidden_layers: number of blocks, L.
         num_attention_heads: query heads, H.
         num_key_value_heads: key and value heads, K; default H. Each serves H / K query heads.
         head_dim: width of a head; default D / H.
         max_position_embeddings: context length, tokens.
-        rms_norm_eps: added to the mean square before the square root.
+        rms_norm_eps: added to the mean square (or variance) before the square root, in every norm.
         rope_parameters: rotary frequencies, given as a dictionary with `rope_theta` and `rope_type` ("default",
-            "linear" or "llama3" with its factors), kept as sorted pairs.
-        hidden_act: activation of the gate.
+            "linear", "llama3" or "longrope" with its factors), kept as sorted pairs; None for no rotation.
+        hidden_act: activation of the gate, or of the hidden units without one.
         attention_bias: whether the attention projections have biases.
         mlp_bias: whether the feed-forward projections have biases.
         tie_word_embeddings: whether the head is the embedding table.
         initializer_range: standard deviation of random weights.
         bos_token_id, eos_token_id, pad_token_id: special ids, passed through unchanged.
-        model_type: family, "llama".
+        model_type: family, a key of `families.FAMILIES`.
+        norm: "rms" (root mean square) or "layer" (mean and variance, with a bias).
+        norm_affine: whether norms have parameters.
+        norm_offset: added to the scale of every norm.
+        block: where norms sit: "pre", before attention and feed-forward network; "post", behind each; "sandwich",
+            both; "parallel", both networks read the same stream, each through its norm; "shared", through one norm.
+        qk_norm: norm of queries and keys: None, "head" (each head by itself) or "width" (all heads together).
+        attention_out_bias: whether the output projection of attention has a bias; default `attention_bias`.
+        gated_mlp: whether the feed-forward network has a gate.
+        head_bias: whether the head has a bias.
+        sliding_windows: for each layer how many tokens back it sees, itself included, None for all; longer tuples are
+            cut to L.
+        rope_layers: for each layer whether it rotates; None for all.
+        position_offset: row of the learned position table for position 0; None for no such table.
+        embedding_multiplier: factor on the embedding.
+        residual_multiplier: factor on what attention and feed-forward network add to the stream.
+        attention_multiplier: factor on scores; default `head_dim ** -0.5`.
+        logits_scaling: logits are divided by it.
+        attn_logit_softcapping, final_logit_softcapping: c of `c tanh(x / c)` on scores and on logits; None for none.
+        hf_fields: the fields of the `config.json` it came from, which go out again; not part of its identity.
 
     Raises:
         ValueError: naming the field and its value, when sizes do not fit or a feature is not implemented.
@@ -78,6 +99,24 @@ class DecoderConfig:
     eos_token_id: Any = 2
     pad_token_id: int | None = None
     model_type: str = "llama"
+    norm: str = "rms"
+    norm_affine: bool = True
+    norm_offset: float = 0.0
+    block: str = "pre"
+    qk_norm: str | None = None
+    attention_out_bias: bool | None = None
+    gated_mlp: bool = True
+    head_bias: bool = False
+    sliding_windows: tuple[int | None, ...] | None = None
+    rope_layers: tuple[bool, ...] | None = None
+    position_offset: int | None = None
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    attention_multiplier: float | None = None
+    logits_scaling: float = 1.0
+    attn_logit_softcapping: float | None = None
+    final_logit_softcapping: float | None = None
+    hf_fields: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         fill = object.__setattr__
@@ -90,13 +129,26 @@ class DecoderConfig:
                     f"{self.num_attention_heads}; set head_dim"
                 )
             fill(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if self.attention_out_bias is None:
+            fill(self, "attention_out_bias", self.attention_bias)
+        if self.attention_multiplier is None:
+            fill(self, "attention_multiplier", self.head_dim**-0.5)
         if isinstance(self.rope_parameters, Mapping):
             fill(self, "rope_parameters", tuple(sorted((k, _plain(v)) for k, v in self.rope_parameters.items())))
         if isinstance(self.eos_token_id, list):
             fill(self, "eos_token_id", tuple(self.eos_token_id))
+        for name, plain in (("sliding_windows", None), ("rope_layers", True)):
+            if (each := getattr(self, name)) is not None:
+                if len(each) < self.num_hidden_layers:
+                    raise ValueError(f"{name} has {len(each)} entries; give one for each of the layers")
+                each = tuple(each[: self.num_hidden_layers])
+                fill(self, name, None if all(one == plain for one in each) else each)
         self._check()
 
     def _check(self) -> None:
+        for name, known in CHOICES.items():
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name}={value!r} is not implemented; known: {', '.join(map(str, known))}")
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
         for name in (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"):
             if getattr(self, name) < 1:
@@ -106,71 +158,55 @@ class DecoderConfig:
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of num_key_value_heads="
                 f"{self.num_key_value_heads}; each key-value head must serve the same number of query heads"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} is odd; rotary embedding turns pairs of coordinates")
-        if self.model_type != "llama":
-            raise ValueError(f"model_type={self.model_type!r} is not implemented; use a checkpoint of type 'llama'")
-        if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"hidden_act={self.hidden_act!r} is not implemented; known: {', '.join(ACTIVATIONS)}")
+        if short := [one for one in self.sliding_windows or () if one is not None and one < 1]:
+            raise ValueError(f"sliding_windows has {short[0]}; a layer must see at least 1 token")
+        for name in ("attn_logit_softcapping", "final_logit_softcapping", "logits_scaling"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise ValueError(f"{name}={value}; it must be positive")
+        if self.rope_parameters is not None:
+            self._check_rope()
+
+    def _check_rope(self) -> None:
         kind = self.rope.get("rope_type", "default")
         if kind not in ROPE_KEYS:
             raise ValueError(f"rope_type={kind!r} is not implemented; known: {', '.join(ROPE_KEYS)}")
         if missing := [key for key in ("rope_theta", *ROPE_KEYS[kind]) if key not in self.rope]:
             raise ValueError(f"rope_parameters of type {kind!r} lack {', '.join(missing)}: {self.rope}")
-        if self.rope.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ValueError(f"partial_rotary_factor={self.rope['partial_rotary_factor']} is not implemented; use 1.0")
+        part = self.rope.get("partial_rotary_factor", 1.0)
+        if part != 1.0 and not FAMILIES[self.model_type].partial_rotary:
+            raise ValueError(f"partial_rotary_factor={part} is not implemented for {self.model_type!r}; use 1.0")
+        if self.rotary_dim % 2 or self.rotary_dim < 2:
+            what = f"head_dim={self.head_dim}" + ("" if part == 1.0 else f" with partial_rotary_factor={part}")
+            raise ValueError(f"{what} is odd; rotary embedding turns pairs of coordinates")
+        if kind == "longrope":
+            for name in ("short_factor", "long_factor"):
+                if len(self.rope[name]) != self.rotary_dim // 2:
+                    raise ValueError(
+                        f"{name} has {len(self.rope[name])} entries; give one for each of {self.rotary_dim // 2} pairs"
+                    )
 
     @property
     def rope(self) -> dict[str, Any]:
-        """`rope_parameters` as a dictionary."""
-        return dict(self.rope_parameters)
+        """`rope_parameters` as a dictionary; empty for none."""
+        return dict(self.rope_parameters or ())
+
+    @property
+    def rotary_dim(self) -> int:
+        """Coordinates of a head that are rotated, from the first."""
+        return int(self.head_dim * self.rope.get("partial_rotary_factor", 1.0))
 
     @classmethod
     def from_hf(cls, config: Any) -> "DecoderConfig":
-        """From a `transformers` configuration object.
+        """From a `transformers` configuration object, as `hf_config.from_hf`."""
+        from jaxunlearn.models.hf_config import from_hf
 
-        Raises:
-            ValueError: naming the field, when the configuration asks for something that is not implemented.
-        """
-        for name, what in UNSUPPORTED.items():
-            if getattr(config, name, None):
-                raise ValueError(f"{name}={getattr(config, name)!r}: {what} is not implemented")
-        return cls(**{name: getattr(config, name) for name in cls.__dataclass_fields__ if hasattr(config, name)})
+        return from_hf(config)
 
     def to_hf(self, dtype: str = "float32") -> Any:
-        """The `transformers` configuration object, with `dtype` as the stored type of the weights."""
-        from transformers import LlamaConfig
+        """The `transformers` configuration object, as `hf_config.to_hf`."""
+        from jaxunlearn.models.hf_config import to_hf
 
-        fields = asdict(self) | {"rope_parameters": self.rope}
-        if isinstance(self.eos_token_id, tuple):
-            fields["eos_token_id"] = list(self.eos_token_id)
-        del fields["model_type"]
-        return LlamaConfig(**fields, architectures=["LlamaForCausalLM"], dtype=dtype)
-
-
-def read_config(folder: Path) -> DecoderConfig:
-    """The configuration of a checkpoint folder.
-
-    Raises:
-        ValueError: naming the file and the field, when `config.json` is missing, is not JSON, or asks for a feature
-            that is not implemented.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist; a checkpoint folder holds config.json beside its safetensors files")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from None
-    family = raw.get("model_type") if isinstance(raw, dict) else None
-    try:
-        if family != "llama":
-            raise ValueError(f"model_type={family!r} is not implemented; use a checkpoint of type 'llama'")
-        from transformers import AutoConfig
-
-        return DecoderConfig.from_hf(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-    except Exception as error:
-        raise ValueError(f"{path}: {error}") from error
+        return to_hf(self, dtype)
 
 
 def _plain(value: Any) -> Any:

@@ -1,11 +1,9 @@
 """The decoder as a Flax module: embedding, a scan over stacked blocks, norm, head.
 
-A block is `x + attention(norm(x))` followed by `x + mlp(norm(x))` with root-mean-square norms (Zhang and Sennrich
-2019), rotary grouped-query attention (Ainslie et al. 2023) and a gated feed-forward network (Shazeer 2020, "GLU
-Variants Improve Transformer"). One block is compiled and scanned over the layers; `jax.checkpoint` says what its
-backward pass keeps. A bias is applied where the parameter table put one.
+One block is compiled and scanned over the layers; `jax.checkpoint` says what its backward pass keeps. What differs from
+layer to layer, the window of attention and whether it rotates, is an array that is scanned with the weights.
 
-Norms, softmax and accumulations are in f32; activations keep the dtype of the embedding table.
+Softmax and accumulations are in f32; activations keep the dtype of the embedding table.
 """
 
 from collections.abc import Callable
@@ -18,19 +16,15 @@ from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxunlearn import taps
-from jaxunlearn.models.attention import causal_attention, masked_attention
+from jaxunlearn.models.attention import causal_attention, in_window, masked_attention
+from jaxunlearn.models.block import Block, Part, Rotary, norm, product
 from jaxunlearn.models.config import DecoderConfig
-from jaxunlearn.models.rope import rotate, rotation
+from jaxunlearn.models.rope import rotation
 from jaxunlearn.sharding import constrain
 
 BATCH_ONLY = ("batch", None, None)
 POLICIES = {"dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable, "full": None}
-ACTIVATIONS: dict[str, Callable] = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_pytorch_tanh": jax.nn.gelu,
-    "relu": jax.nn.relu,
-}
+EVERYTHING = 2**30  # a window that no sequence fills
 
 
 class Cache(NamedTuple):
@@ -47,10 +41,6 @@ class Cache(NamedTuple):
     values: Float[Array, "L B S K d"]
     length: Int[Array, ""]
     padding: Int[Array, " B"]
-
-
-class Part(nnx.Module):
-    """A named group of parameters, or of groups."""
 
 
 class DecoderModule(nnx.Module):
@@ -91,24 +81,30 @@ class DecoderModule(nnx.Module):
 
     def hidden(self, tokens: Int[Array, "B T"], layer: int | None = None) -> Float[Array, "B T D"]:
         """Residual stream after `layer` blocks (none above are computed); None: the normalised input of the head."""
-        rotary = rotation(self.config, jnp.arange(tokens.shape[1]))
+        T = tokens.shape[1]
+        places = jnp.arange(T)
+        rotary = rotation(self.config, places, T)
 
-        def block(x: Array, weights: Part) -> tuple[Array, None]:
+        def block(x: Array, layer: tuple[Part, dict[str, Array]]) -> tuple[Array, None]:
+            weights, own = layer
+
             def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-                return causal_attention(q, k, v, self.attention), None
+                return causal_attention(q, k, v, self.attention, **self._scores(), window=self._window(own)), None
 
-            return self._block(x, weights, rotary, attend)
+            return self._block(x, weights, _turned(rotary, own), attend)
 
         if self.remat != "none":
             block = jax.checkpoint(block, policy=POLICIES[self.remat], prevent_cse=False)
-        x, below = self._embed(tokens), 0
+        x, below = self._embed(tokens, places), 0
         for stack in self._stacks():
+            size = jax.tree.leaves(stack)[0].shape[0]
+            layers = (stack, jax.tree.map(lambda leaf, a=below, n=size: leaf[a : a + n], self._per_layer()))
             if layer is not None:
                 wanted = max(layer - below, 0)
-                stack = jax.tree.map(lambda leaf, n=wanted: leaf[:n], stack)
-            x, _ = jax.lax.scan(block, x, stack)
-            below += jax.tree.leaves(stack)[0].shape[0]
-        return self._norm(x, self.norm) if layer is None else x
+                layers = jax.tree.map(lambda leaf, n=wanted: leaf[:n], layers)
+            x, _ = jax.lax.scan(block, x, layers)
+            below += size
+        return norm(self.config, x, self, "norm") if layer is None else x
 
     def empty_cache(self, padding: Int[Array, " B"], slots: int) -> Cache:
         """A cache with room for `slots` tokens a row, of which the first `padding` are to be ignored."""
@@ -129,108 +125,95 @@ class DecoderModule(nnx.Module):
         """Logits after the last of `tokens`, which follow those in `cache`, and the cache with them added."""
         T = tokens.shape[1]
         slots = cache.length + jnp.arange(T)
-        rotary = rotation(self.config, jnp.maximum(slots - cache.padding[:, None], 0))
+        places = jnp.maximum(slots - cache.padding[:, None], 0)
+        rotary = rotation(self.config, places, jnp.max(places) + 1)
         mask = _visible(slots, cache)
 
-        def block(x: Array, layer: tuple[Part, Array, Array]) -> tuple[Array, tuple[Array, Array]]:
-            weights, keys, values = layer
+        def block(x: Array, layer: tuple[Part, dict[str, Array], Array, Array]) -> tuple[Array, tuple[Array, Array]]:
+            weights, own, keys, values = layer
+            window = self._window(own)
 
             def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
                 grown = [
                     jax.lax.dynamic_update_slice_in_dim(old, new, cache.length, axis=1)
                     for old, new in ((keys, k), (values, v))
                 ]
-                return masked_attention(q, *grown, mask), tuple(grown)
+                seen = mask
+                if window is not None:
+                    seen = mask & in_window(slots[:, None], jnp.arange(keys.shape[1]), window)
+                return masked_attention(q, *grown, seen, **self._scores()), tuple(grown)
 
-            return self._block(x, weights, rotary, attend)
+            return self._block(x, weights, _turned(rotary, own), attend)
 
         layers = jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *self._stacks())
-        x, (keys, values) = jax.lax.scan(block, self._embed(tokens), (layers, cache.keys, cache.values))
-        logits = self.head(self._norm(x[:, -1:], self.norm))[:, 0]
+        layers = (layers, self._per_layer(), cache.keys, cache.values)
+        x, (keys, values) = jax.lax.scan(block, self._embed(tokens, places), layers)
+        logits = self.head(norm(self.config, x[:, -1:], self, "norm"))[:, 0]
         return logits, cache._replace(keys=keys, values=values, length=cache.length + T)
 
     def head(self, x: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
         """Logits in f32 from normalised hidden states."""
-        tied = self.config.tie_word_embeddings
+        config = self.config
+        tied = config.tie_word_embeddings
         kernel = self.embed_tokens.embedding[...] if tied else self.lm_head.kernel[...]
         layout = ("vocab", None) if tied else (None, "vocab")
-        logits = _product(x, constrain(taps.value(kernel), layout, self.mesh), 1 if tied else 0)
+        logits = product(x, constrain(taps.value(kernel), layout, self.mesh), 1 if tied else 0)
         (logits,) = taps.products(x, (logits,), (kernel,), transposed=tied)
+        if config.head_bias:
+            logits = taps.shift(logits, self.lm_head.bias[...])
+        if config.logits_scaling != 1.0:
+            logits = logits / config.logits_scaling
+        if (cap := config.final_logit_softcapping) is not None:
+            logits = cap * jnp.tanh(logits / cap)
         return constrain(logits, BATCH_ONLY, self.mesh)
+
+    def _scores(self) -> dict[str, float | None]:
+        return {"scale": self.config.attention_multiplier, "softcap": self.config.attn_logit_softcapping}
+
+    def _per_layer(self) -> dict[str, Array]:
+        """What differs from layer to layer, as arrays to scan."""
+        config, own = self.config, {}
+        if config.sliding_windows is not None and len(set(config.sliding_windows)) > 1:
+            own["window"] = jnp.asarray([one or EVERYTHING for one in config.sliding_windows], jnp.int32)
+        if config.rope_layers is not None:
+            own["rotates"] = jnp.asarray(config.rope_layers)
+        return own
+
+    def _window(self, own: dict[str, Array]) -> int | Array | None:
+        windows = self.config.sliding_windows
+        return own["window"] if "window" in own else None if windows is None else windows[0]
 
     def _stacks(self) -> list[Part]:
         """The stacks of layers, from the bottom up."""
         names = [str(i) for i in range(len(vars(self.layers))) if hasattr(self.layers, str(i))]
         return [getattr(self.layers, name) for name in names] or [self.layers]
 
-    def _embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
-        # A table split along its width would be gathered whole for each look-up; split along the vocabulary it is not.
-        node = self.embed_tokens.embedding[...]
-        table = constrain(taps.value(node), ("vocab", None), self.mesh)
-        return constrain(taps.looked_up(tokens, table[tokens], node), BATCH_ONLY, self.mesh)
-
-    def _block(self, x: Array, weights: Part, rotary: tuple[Array, Array], attend: Callable) -> tuple[Array, Any]:
-        heads = (*x.shape[:2], -1, self.config.head_dim)
-        attention = weights.self_attn
-        h = self._norm(x, weights.input_layernorm)
-        q, k, v = (y.reshape(heads) for y in self._linears(h, attention.q_proj, attention.k_proj, attention.v_proj))
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
-        out, kept = attend(q, k, v)
-        x = x + self._linears(out.reshape(*x.shape[:2], -1), attention.o_proj)[0]
-        mlp = weights.mlp
-        h = self._norm(x, weights.post_attention_layernorm)
-        gate, up = self._linears(h, mlp.gate_proj, mlp.up_proj)
-        out = self._linears(ACTIVATIONS[self.config.hidden_act](gate) * up, mlp.down_proj)[0]
-        x = x + (_bottleneck(out, weights.unlearning_layer) if hasattr(weights, "unlearning_layer") else out)
+    def _block(self, x: Array, weights: Part, rotary: Rotary, attend: Callable) -> tuple[Array, Any]:
+        x, kept = Block(self.config, self.lora_scale)(x, weights, rotary, attend)
         return constrain(x, BATCH_ONLY, self.mesh), kept
 
-    def _linears(self, x: Float[Array, "... i"], *parts: Part) -> tuple[Float[Array, "... o"], ...]:
-        """The projections of one input; curvature factors of the input are taken once for all of them."""
-        kernels = tuple(part.kernel[...] for part in parts)
-        outs = []
-        for part, kernel in zip(parts, kernels, strict=True):
-            out = _product(x, taps.value(kernel), 0)
-            if hasattr(part, "bias"):
-                out = taps.shift(out, part.bias[...])
-            if hasattr(part, "lora_a"):
-                out = out + self.lora_scale * _low_rank(x, part)
-            outs.append(out.astype(x.dtype))
-        return taps.products(x, tuple(outs), kernels)
-
-    def _norm(self, x: Array, part: Part) -> Array:
-        wide = x.astype(_wide(x.dtype))
-        unit = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.config.rms_norm_eps)
-        return taps.scale(unit.astype(x.dtype), part.scale[...]).astype(x.dtype)
+    def _embed(self, tokens: Int[Array, "B T"], places: Int[Array, "... T"]) -> Float[Array, "B T D"]:
+        # A table split along its width would be gathered whole for each look-up; split along the vocabulary it is not.
+        node, config = self.embed_tokens.embedding[...], self.config
+        table = constrain(taps.value(node), ("vocab", None), self.mesh)
+        x = taps.looked_up(tokens, table[tokens], node)
+        if config.embedding_multiplier != 1.0:
+            x = x * jnp.asarray(config.embedding_multiplier, x.dtype)
+        if config.position_offset is not None:
+            node = self.embed_positions.embedding[...]
+            rows = jnp.broadcast_to(places + config.position_offset, tokens.shape)
+            table = constrain(taps.value(node), (None, None), self.mesh)
+            x = x + taps.looked_up(rows, table[rows], node)
+        return constrain(x, BATCH_ONLY, self.mesh)
 
 
-def _product(x: Float[Array, "... i"], matrix: Float[Array, "_ _"], axis: int) -> Float[Array, "... o"]:
-    """`x` contracted with `axis` of `matrix`, accumulated and returned in f32."""
-    # As one matrix of all tokens: with batch and time apart, the weight's derivative sums over two axes, and XLA writes
-    # transposed copies of the activations to bring them together.
-    rows = x.reshape(-1, x.shape[-1])
-    out = jax.lax.dot_general(rows, matrix, (((1,), (axis,)), ((), ())), preferred_element_type=_wide(x.dtype))
-    return out.reshape(*x.shape[:-1], out.shape[-1])
-
-
-def _low_rank(x: Float[Array, "... i"], part: Part) -> Float[Array, "... o"]:
-    """`(x A) B` of an adapter, its factors watched like any other matrix."""
-    return _narrow(_narrow(x, part.lora_a[...]), part.lora_b[...])
-
-
-def _bottleneck(x: Float[Array, "... D"], part: Part) -> Float[Array, "... D"]:
-    """`x + gelu(x down) up`: an unlearning layer."""
-    return x + _narrow(ACTIVATIONS["gelu"](_narrow(x, part.down[...])), part.up[...])
-
-
-def _narrow(x: Float[Array, "... i"], matrix: Float[Array, "i o"]) -> Float[Array, "... o"]:
-    """`x matrix`, watched, in the dtype of x: adapters may be kept in a wider one."""
-    return taps.products(x, (_product(x, taps.value(matrix).astype(x.dtype), 0).astype(x.dtype),), (matrix,))[0]
+def _turned(rotary: Rotary, own: dict[str, Array]) -> Rotary:
+    """The rotation of one layer, by no angle where it has none."""
+    if rotary is None or "rotates" not in own:
+        return rotary
+    return jnp.where(own["rotates"], rotary[0], 1.0), jnp.where(own["rotates"], rotary[1], 0.0)
 
 
 def _visible(slots: Int[Array, " T"], cache: Cache) -> Bool[Array, "B T S"]:
     keys = jnp.arange(cache.keys.shape[2])
     return (keys <= slots[:, None]) & (keys >= cache.padding[:, None, None])
-
-
-def _wide(dtype: Any) -> Any:
-    return jnp.promote_types(dtype, jnp.float32)

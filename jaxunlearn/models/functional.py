@@ -48,6 +48,8 @@ class Decoder:
         unlearning_rank: width of the unlearning layers among its parameters (`models.add_unlearning_layers`); None for
             none.
         folder: the checkpoint it came from, whose tokenizer files `save` copies; not part of its identity.
+        narrower: names and dtypes of its tensors that are narrower than others of the same stack of layers, as which
+            `save` writes them again; not part of its identity.
 
     Raises:
         ValueError: naming an unknown `attention` or `remat`, or `head_rows` below 1.
@@ -61,6 +63,7 @@ class Decoder:
     lora: LoRA | None = None
     unlearning_rank: int | None = None
     folder: Path | None = field(default=None, compare=False)
+    narrower: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self):
         if self.attention not in IMPLEMENTATIONS:

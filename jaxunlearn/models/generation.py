@@ -5,6 +5,7 @@ prompts go through the model once and fill the cache; each step then costs one t
 positions count from the first real token, so the padding changes nothing.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -16,6 +17,9 @@ from jaxtyping import Array, Float, Int
 
 from jaxunlearn.models.contrast import generates
 from jaxunlearn.models.functional import Decoder
+from jaxunlearn.models.rope import switch_length
+from jaxunlearn.models.sampling import Sampling, drawn
+from jaxunlearn.sharding import DEFAULT_RULES
 from jaxunlearn.types import Key, Model, Params
 
 PROMPT_BUCKET = 32
@@ -28,7 +32,11 @@ def generate(
     *,
     max_new_tokens: int,
     stop_ids: Iterable[int] = (),
+    stop_strings: Sequence[str] = (),
+    tokenizer: Any = None,
     temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
     key: Key | None = None,
     batch_size: int | None = None,
 ) -> list[list[int]]:
@@ -41,7 +49,12 @@ def generate(
         prompts: token ids, each prompt at least one token.
         max_new_tokens: most tokens to add to a prompt.
         stop_ids: ids that end a continuation; they are not part of it.
+        stop_strings: texts that end a continuation; neither they nor a token that reaches into one are part of it.
+            They are looked for in the decoded text, once it is written: `stop_ids` save more time.
+        tokenizer: anything with a `decode(ids)`, needed for `stop_strings`.
         temperature: 0 takes the likeliest token.
+        top_k: sample among the k likeliest tokens only (and those as likely as the last of them).
+        top_p: sample among the fewest likeliest tokens that together have this probability only.
         key: random key, needed when `temperature` is above 0.
         batch_size: prompts per compiled call; default all at once.
 
@@ -61,36 +74,77 @@ def generate(
         [4, 4]
     """
     prompts = [[int(token) for token in prompt] for prompt in prompts]
-    decoder = _check(model, prompts, max_new_tokens, temperature, key, batch_size)
+    how = Sampling(temperature, top_k, top_p)
+    decoder = _check(model, prompts, max_new_tokens, how, key, batch_size)
+    if stop_strings and tokenizer is None:
+        raise ValueError("stop_strings are looked for in text; pass tokenizer=models.load_tokenizer(folder)")
     stops = jnp.asarray(sorted(set(stop_ids)) or [-1], jnp.int32)
     key = jax.random.key(0) if key is None else key
     batch_size = min(batch_size or len(prompts), len(prompts)) if prompts else 1
+    # Rows that the devices cannot share out evenly would be written by all of them.
+    rows = -(-batch_size // _ways(decoder)) * _ways(decoder)
     texts: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
-        # The last batch keeps the shape of the others, so it does not compile again.
-        tokens, padding = _left_padded(batch + [[0]] * (batch_size - len(batch)))
-        out, lengths = _continue(
-            decoder,
-            max_new_tokens,
-            temperature > 0,
-            params,
-            tokens,
-            padding,
-            stops,
-            temperature,
-            jax.random.fold_in(key, start),
-        )
-        rows = zip(np.asarray(out)[: len(batch)], np.asarray(lengths)[: len(batch)], strict=True)
-        texts.extend(row[:length].tolist() for row, length in rows)
+        texts.extend(_written(decoder, params, batch, rows, max_new_tokens, stops, how, jax.random.fold_in(key, start)))
+    return [_until(text, stop_strings, tokenizer) for text in texts] if stop_strings else texts
+
+
+def _ways(decoder: Decoder) -> int:
+    """Over how many groups of devices a batch is spread."""
+    mesh = getattr(decoder, "mesh", None)
+    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in DEFAULT_RULES.batch)
+
+
+def _written(
+    decoder: Decoder,
+    params: Params,
+    batch: list[list[int]],
+    rows: int,
+    new: int,
+    stops: Array,
+    how: Sampling,
+    key: Key,
+) -> list[list[int]]:
+    """The continuations of one batch.
+
+    Where rotary frequencies change with the length of the longest sequence, what was computed by the old ones is
+    worth nothing beyond that length: the text is taken up anew from there.
+    """
+    longest = max(map(len, batch))
+    threshold = switch_length(decoder.config)
+    first = new if threshold is None or longest > threshold else min(new, threshold + 1 - longest)
+    # The last batch keeps the shape of the others, so it does not compile again; rows without a prompt are done.
+    tokens, padding = _left_padded(batch + [[]] * (rows - len(batch)))
+    out, lengths = _continue(decoder, first, how.shape, params, tokens, padding, stops, how.numbers, key)
+    texts = [
+        row[:length].tolist()
+        for row, length in zip(np.asarray(out)[: len(batch)], np.asarray(lengths)[: len(batch)], strict=True)
+    ]
+    going = [i for i, text in enumerate(texts) if len(text) == first]
+    if first < new and going:
+        so_far = [batch[i] + texts[i] for i in going]
+        rest = _written(decoder, params, so_far, rows, new - first, stops, how, jax.random.fold_in(key, 1))
+        for i, more in zip(going, rest, strict=True):
+            texts[i] += more
     return texts
+
+
+def _until(ids: list[int], stop_strings: Sequence[str], tokenizer: Any) -> list[int]:
+    """The tokens before the first of `stop_strings`."""
+    text = tokenizer.decode(ids)
+    found = [at for at in map(text.find, stop_strings) if at >= 0]
+    if not found:
+        return ids
+    # Not by halving: a character of several tokens decodes to another text until it is whole.
+    return next(ids[:n] for n in range(len(ids), -1, -1) if len(tokenizer.decode(ids[:n])) <= min(found))
 
 
 def _check(
     model: Model,
     prompts: list[list[int]],
     max_new_tokens: int,
-    temperature: float,
+    how: Sampling,
     key: Key | None,
     batch_size: int | None,
 ) -> Decoder:
@@ -103,9 +157,7 @@ def _check(
         raise ValueError(f"max_new_tokens={max_new_tokens}; ask for at least 1")
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; it must be at least 1")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature}; use 0 for greedy text or a positive number")
-    if temperature > 0 and key is None:
+    if how.temperature > 0 and key is None:
         raise ValueError("sampling (temperature above 0) needs key=jax.random.key(seed)")
     vocabulary, context = decoder.config.vocab_size, decoder.config.max_position_embeddings
     for number, prompt in enumerate(prompts):
@@ -135,22 +187,19 @@ def _left_padded(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 def _continue(
     decoder: Decoder,
     max_new_tokens: int,
-    sample: bool,
+    how: Sampling,
     params: Params,
     tokens: Int[Array, "B T"],
     padding: Int[Array, " B"],
     stops: Int[Array, " S"],
-    temperature: float,
+    sampled: Float[Array, " 2"],
     key: Key,
 ) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
-    def continuation(module: Any, tokens: Array, padding: Array, stops: Array, temperature: Array, data: Array):
+    def continuation(module: Any, tokens: Array, padding: Array, stops: Array, sampled: Array, data: Array):
         key = jax.random.wrap_key_data(data)
 
         def choose(logits: Float[Array, "B V"], step: Array) -> Int[Array, " B"]:
-            if not sample:
-                return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-            draw = jax.random.categorical(jax.random.fold_in(key, step), logits / temperature)
-            return draw.astype(jnp.int32)
+            return drawn(how, logits, sampled, jax.random.fold_in(key, step))
 
         def unfinished(state: tuple) -> Array:
             step, _, _, _, done = state
@@ -167,10 +216,10 @@ def _continue(
         B, T = tokens.shape
         logits, cache = module.extend(tokens, module.empty_cache(padding, T + max_new_tokens))
         out = jnp.full((B, max_new_tokens), -1, jnp.int32)
-        state = (jnp.zeros((), jnp.int32), logits, out, cache, jnp.zeros(B, bool))
+        state = (jnp.zeros((), jnp.int32), logits, out, cache, padding == T)
         return jax.lax.while_loop(unfinished, add_token, state)[2]
 
     data = jax.random.key_data(key)
-    batch = (tokens, padding, stops, jnp.asarray(temperature, jnp.float32), data)
+    batch = (tokens, padding, stops, sampled, data)
     out = decoder.run(continuation, params, *batch, out_axes=("batch", None))
     return out, jnp.sum(out >= 0, axis=1)

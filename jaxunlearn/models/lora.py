@@ -100,12 +100,13 @@ def adapter_specs(decoder: Decoder, params: Params) -> tuple[ParamSpec, ...]:
 
 def drawn(decoder: Decoder, rows: tuple[ParamSpec, ...], key: Key, dtype: Any) -> dict[tuple[str, ...], Array]:
     """New leaves for `rows`, laid out on the mesh of the decoder: zeros, or uniform in `+-1 / sqrt(i)`."""
-    keys = jax.random.split(key, len(rows))
-    name = jnp.dtype(dtype).name
-    return {
-        spec.path: _draw(spec.shape, spec.init, name, _place(decoder, spec))(one)
-        for spec, one in zip(rows, keys, strict=True)
-    }
+    places = [_place(decoder, spec) for spec in rows]
+
+    def draw(keys: Key) -> list[Array]:
+        return [_drawn(spec, one, dtype) for spec, one in zip(rows, keys, strict=True)]
+
+    leaves = jax.jit(draw, out_shardings=places)(jax.random.split(key, len(rows)))
+    return {spec.path: leaf for spec, leaf in zip(rows, leaves, strict=True)}
 
 
 def put(params: Params, leaves: dict[tuple[str, ...], Array]) -> Params:
@@ -136,14 +137,11 @@ def _merged(
     return (kernel.astype(wide) + scale * change).astype(kernel.dtype)
 
 
-def _draw(shape: tuple[int, ...], init: str, dtype: str, place: Any) -> Any:
-    def draw(key: Key) -> Array:
-        if init == "zeros":
-            return jnp.zeros(shape, dtype)
-        bound = 1.0 / math.sqrt(shape[1])
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return jax.jit(draw, out_shardings=place)
+def _drawn(spec: ParamSpec, key: Key, dtype: Any) -> Array:
+    if spec.init == "zeros":
+        return jnp.zeros(spec.shape, dtype)
+    bound = 1.0 / math.sqrt(spec.shape[1])
+    return jax.random.uniform(key, spec.shape, dtype, -bound, bound)
 
 
 def _place(decoder: Decoder, spec: ParamSpec) -> Any:

@@ -16,12 +16,13 @@ import numpy as np
 
 from jaxunlearn.files import new_folder
 from jaxunlearn.models.checkpoint_files import stored_header
+from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.functional import Decoder, as_model
-from jaxunlearn.models.loading import read_leaf
+from jaxunlearn.models.loading import read_leaves
 from jaxunlearn.models.lora import LoRA, adapter_specs, put
 from jaxunlearn.models.saving import on_host
 from jaxunlearn.models.segments import join_layers
-from jaxunlearn.models.specs import PROJECTIONS, at
+from jaxunlearn.models.specs import at, param_specs
 from jaxunlearn.types import Model, Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,6 +72,12 @@ def save_adapters(folder: str | Path, model: Model, params: Params, *, base: str
             "a PEFT folder has no place for the unlearning layers these adapters were trained beside; keep all "
             "parameters with orbax"
         )
+    modules = _modules(decoder.config)
+    if fused := [name for name in decoder.lora.targets if modules.get(name, "") is None]:
+        raise ValueError(
+            f"a {decoder.config.model_type!r} checkpoint stores {', '.join(fused)} fused with others, and PEFT has no "
+            "adapter for a part of a matrix; write the merged model with models.save"
+        )
     params = join_layers(params)
     tensors: dict[str, np.ndarray] = {}
     for spec in adapter_specs(decoder, params):
@@ -82,7 +89,9 @@ def save_adapters(folder: str | Path, model: Model, params: Params, *, base: str
             from safetensors.numpy import save_file
 
             save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
-            (out / CONFIG).write_text(json.dumps(_config(decoder.lora, base), indent=2) + "\n", encoding="utf-8")
+            (out / CONFIG).write_text(
+                json.dumps(_config(decoder.lora, modules, base), indent=2) + "\n", encoding="utf-8"
+            )
     return Path(folder)
 
 
@@ -104,7 +113,7 @@ def load_adapters(folder: str | Path, model: Model, params: Params, *, dtype: An
     if not isinstance(decoder, Decoder) or decoder.lora is not None:
         raise ValueError("load_adapters() takes a decoder without adapters, as models.load returns it")
 
-    decoder = replace(decoder, lora=_read(folder / CONFIG))
+    decoder = replace(decoder, lora=_read(folder / CONFIG, _modules(decoder.config)))
     if not (folder / WEIGHTS).is_file():
         raise ValueError(f"{folder / WEIGHTS} does not exist; adapters are read from safetensors only")
     found = {name.removeprefix(PREFIX): tensor for name, tensor in stored_header(folder / WEIGHTS).items()}
@@ -120,13 +129,17 @@ def load_adapters(folder: str | Path, model: Model, params: Params, *, dtype: An
     if problems:
         more = f" ... and {len(problems) - 12} more" if len(problems) > 12 else ""
         raise ValueError(f"the adapters in {folder / WEIGHTS} do not fit the model: {'; '.join(problems[:12])}{more}")
-    leaves = {
-        spec.path: read_leaf(spec, [found[name] for name in spec.hf_names], decoder.mesh, dtype) for spec in specs
-    }
-    return as_model(decoder), put(params, leaves)
+    leaves = read_leaves(specs, found, decoder.mesh, dtype, folder)
+    return as_model(decoder), put(params, {spec.path: leaf for spec, leaf in zip(specs, leaves, strict=True)})
 
 
-def _config(lora: LoRA, base: str | None) -> dict[str, Any]:
+def _modules(config: DecoderConfig) -> dict[str, str | None]:
+    """What Hugging Face calls the projections that a model has; None for those it stores fused with others."""
+    kernels = [spec for spec in param_specs(config) if spec.path[-1] == "kernel" and spec.path[0] == "layers"]
+    return {spec.path[-2]: spec.hf_name.split(".")[-2] if spec.fused is None else None for spec in kernels}
+
+
+def _config(lora: LoRA, modules: dict[str, str | None], base: str | None) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -136,14 +149,14 @@ def _config(lora: LoRA, base: str | None) -> dict[str, Any]:
         "lora_alpha": lora.alpha,
         "use_rslora": lora.rank_stabilised,
         "lora_dropout": 0.0,
-        "target_modules": list(lora.targets),
+        "target_modules": [modules[name] for name in lora.targets if name in modules],
         "bias": "none",
         "fan_in_fan_out": False,
         "modules_to_save": None,
     }
 
 
-def _read(path: Path) -> LoRA:
+def _read(path: Path, modules: dict[str, str | None]) -> LoRA:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         rank, alpha, targets = int(config["r"]), float(config["lora_alpha"]), config["target_modules"]
@@ -154,12 +167,13 @@ def _read(path: Path) -> LoRA:
     odd = [f"{key}={config[key]!r}" for key, plain in PLAIN.items() if key in config and config[key] not in plain]
     if config.get("peft_type") != "LORA":
         odd.append(f"peft_type={config.get('peft_type')!r}")
+    known = {theirs: ours for ours, theirs in modules.items() if theirs is not None}
     if targets == "all-linear":
-        targets = PROJECTIONS
+        targets = list(known)
     # PEFT matches the ends of module names; only names of projections mean the same here.
     names = [targets] if isinstance(targets, str) else list(targets)
-    odd += [f"target_modules {name!r}" for name in names if str(name).rsplit(".", 1)[-1] not in PROJECTIONS]
+    ends = [str(name).rsplit(".", 1)[-1] for name in names]
+    odd += [f"target_modules {name!r}" for name, end in zip(names, ends, strict=True) if end not in known]
     if odd:
         raise ValueError(f"{path} asks for what is not implemented: {', '.join(odd)}; merge it in torch and save that")
-    stems = {str(name).rsplit(".", 1)[-1] for name in names}
-    return LoRA(rank, alpha, tuple(stems), bool(config.get("use_rslora", False)))
+    return LoRA(rank, alpha, tuple({known[end] for end in ends}), bool(config.get("use_rslora", False)))

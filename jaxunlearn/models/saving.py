@@ -6,12 +6,14 @@ or absent, and nothing that exists is overwritten.
 """
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
@@ -29,7 +31,9 @@ Text = str | Callable[[Path], str]
 
 
 class _Tensor(NamedTuple):
-    spec: ParamSpec
+    """One tensor to write: its parameter, or the several that are fused in it, and which layer of theirs."""
+
+    specs: list[ParamSpec]
     layer: int | None
     name: str
     bytes: int
@@ -84,7 +88,7 @@ def save(
         raise ValueError(f"tokenizer={str(tokenizer)!r} is not a folder; pass a tokenizer or a folder that holds one")
 
     with new_folder(target) as out:
-        _write_weights(out, decoder.config, params, max_shard_size)
+        _write_weights(out, decoder, params, max_shard_size)
         if out is not None:
             _write_rest(out, decoder, params, tokenizer, {"README.md": card, **(extra or {})})
     return target
@@ -104,16 +108,17 @@ def _check(config: DecoderConfig, params: Params) -> None:
         raise ValueError("these parameters do not fit the model: " + "; ".join(problems))
 
 
-def _write_weights(folder: Path | None, config: DecoderConfig, params: Params, max_shard_size: int) -> None:
+def _write_weights(folder: Path | None, decoder: Decoder, params: Params, max_shard_size: int) -> None:
     from safetensors.numpy import save_file
 
-    shards = list(_shards(config, params, max_shard_size))
+    narrower = dict(decoder.narrower)
+    shards = list(_shards(decoder.config, params, max_shard_size, narrower))
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map.update({tensor.name: name for tensor in shard})
         # Every process takes part in collecting a tensor that is split over several.
-        arrays = {tensor.name: _host(at(params, tensor.spec), tensor) for tensor in shard}
+        arrays = {tensor.name: _host(params, tensor, narrower.get(tensor.name)) for tensor in shard}
         if folder is not None:
             save_file(arrays, folder / name, metadata={"format": "pt"})
     if folder is not None and len(shards) > 1:
@@ -122,23 +127,42 @@ def _write_weights(folder: Path | None, config: DecoderConfig, params: Params, m
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _shards(config: DecoderConfig, params: Params, max_shard_size: int) -> Iterator[list[_Tensor]]:
+def _shards(
+    config: DecoderConfig, params: Params, max_shard_size: int, narrower: Mapping[str, str]
+) -> Iterator[list[_Tensor]]:
+    tensors: dict[str, _Tensor] = {}
+    for spec in param_specs(config):
+        dtype = at(params, spec).dtype
+        for layer, name in enumerate(spec.hf_names):
+            size = math.prod(spec.hf_shape) * jnp.dtype(narrower.get(name, dtype)).itemsize
+            found = tensors.setdefault(name, _Tensor([], layer if spec.stacked else None, name, size))
+            found.specs.append(spec)
     shard: list[_Tensor] = []
     size = 0
-    for spec in param_specs(config):
-        each = int(np.prod(spec.hf_shape)) * at(params, spec).dtype.itemsize
-        for layer, name in enumerate(spec.hf_names):
-            if shard and size + each > max_shard_size:
-                yield shard
-                shard, size = [], 0
-            shard.append(_Tensor(spec, layer if spec.stacked else None, name, each))
-            size += each
+    for tensor in tensors.values():
+        if shard and size + tensor.bytes > max_shard_size:
+            yield shard
+            shard, size = [], 0
+        shard.append(tensor)
+        size += tensor.bytes
     yield shard
 
 
-def _host(leaf: Array, tensor: _Tensor) -> np.ndarray:
-    part = on_host(leaf if tensor.layer is None else leaf[tensor.layer])
-    return np.ascontiguousarray(part.T if tensor.spec.transposed else part)
+def _host(params: Params, tensor: _Tensor, dtype: str | None) -> np.ndarray:
+    parts = [_layer(at(params, spec), tensor.layer, spec) for spec in tensor.specs]
+    whole = parts[0]
+    if (fused := tensor.specs[0].fused) is not None:
+        rest = whole.shape[1:]
+        whole = np.empty((fused.groups, fused.width, *rest), np.result_type(*parts))
+        for spec, part in zip(tensor.specs, parts, strict=True):
+            whole[:, spec.fused.start : spec.fused.stop] = part.reshape(fused.groups, -1, *rest)
+        whole = whole.reshape(-1, *rest)
+    return whole if dtype is None else whole.astype(jnp.dtype(dtype))
+
+
+def _layer(leaf: Array, layer: int | None, spec: ParamSpec) -> np.ndarray:
+    part = on_host(leaf if layer is None else leaf[layer])
+    return np.ascontiguousarray(part.T if spec.transposed else part)
 
 
 def on_host(array: Array) -> np.ndarray:

@@ -2,16 +2,18 @@
 
 Each row says where a parameter sits in the nested dictionary a user sees, its shape with the layers stacked on a
 leading axis, what each dimension is (for sharding), what it is called in a Hugging Face checkpoint and how it is laid
-out there. torch stores a projection as [out, in] and computes `x W^T`; here it is [in, out] and `x W`.
+out there. torch stores a projection as [out, in] and computes `x W^T`; here it is [in, out] and `x W`. Some families
+store several projections as one tensor, of which each is a part of the rows.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 from jaxunlearn.models.config import DecoderConfig
+from jaxunlearn.models.families import FAMILIES
+from jaxunlearn.models.layer_specs import NORMS, PROJECTIONS, ParamSpec, linear, norm, qk_width
 
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 UNLEARNING = "unlearning_layer"
 
 
@@ -55,39 +57,6 @@ class LoRA:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilised else self.rank)
 
 
-class ParamSpec(NamedTuple):
-    """One parameter of the decoder.
-
-    Attributes:
-        path: keys from the root of the parameter dictionary to the leaf.
-        shape: shape here; stacked layers come first.
-        axes: logical name of each dimension (see `jaxunlearn.sharding.Rules`).
-        hf_name: name in a checkpoint, with `{layer}` for stacked parameters.
-        init: "normal", "ones", "zeros", or "uniform" for the A of an adapter.
-        transposed: whether a checkpoint stores the two matrix dimensions the other way round.
-        stacked: whether the leading axis counts layers.
-    """
-
-    path: tuple[str, ...]
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-    hf_name: str
-    init: str = "normal"
-    transposed: bool = False
-    stacked: bool = False
-
-    @property
-    def hf_names(self) -> tuple[str, ...]:
-        """The checkpoint tensors this parameter is made of, in the order of its layers."""
-        return tuple(self.hf_name.format(layer=i) for i in range(self.shape[0])) if self.stacked else (self.hf_name,)
-
-    @property
-    def hf_shape(self) -> tuple[int, ...]:
-        """Shape of each of those tensors."""
-        shape = self.shape[1:] if self.stacked else self.shape
-        return shape[::-1] if self.transposed else shape
-
-
 def param_specs(
     config: DecoderConfig, lora: LoRA | None = None, unlearning_rank: int | None = None
 ) -> tuple[ParamSpec, ...]:
@@ -101,26 +70,32 @@ def param_specs(
         >>> spec.path, spec.shape, spec.hf_names[1]
         (('layers', 'self_attn', 'q_proj', 'kernel'), (2, 16, 16), 'model.layers.1.self_attn.q_proj.weight')
     """
-    D, F, V = config.hidden_size, config.intermediate_size, config.vocab_size
-    heads = ("heads", config.num_attention_heads * config.head_dim)
-    kv_heads = ("kv_heads", config.num_key_value_heads * config.head_dim)
-    embed, mlp = ("embed", D), ("mlp", F)
-    attention, feed_forward = config.attention_bias, config.mlp_bias
-    rows = [ParamSpec(("embed_tokens", "embedding"), (V, D), ("vocab", "embed"), "model.embed_tokens.weight")]
-    rows += _scale(config, "input_layernorm")
-    rows += _linear(config, "self_attn", "q_proj", embed, heads, attention)
-    rows += _linear(config, "self_attn", "k_proj", embed, kv_heads, attention)
-    rows += _linear(config, "self_attn", "v_proj", embed, kv_heads, attention)
-    rows += _linear(config, "self_attn", "o_proj", heads, embed, attention)
-    rows += _scale(config, "post_attention_layernorm")
-    rows += _linear(config, "mlp", "gate_proj", embed, mlp, feed_forward)
-    rows += _linear(config, "mlp", "up_proj", embed, mlp, feed_forward)
-    rows += _linear(config, "mlp", "down_proj", mlp, embed, feed_forward)
+    D, V = config.hidden_size, config.vocab_size
+    norms, family = NORMS[config.block], FAMILIES[config.model_type]
+    table = (("vocab", "embed"), f"{family.stem('embed_tokens')}.weight")
+    rows = [ParamSpec(("embed_tokens", "embedding"), (V, D), *table)]
+    if config.position_offset is not None:
+        shape = (config.max_position_embeddings + config.position_offset, D)
+        name = f"{family.stem('embed_positions')}.weight"
+        rows.append(ParamSpec(("embed_positions", "embedding"), shape, (None, "embed"), name))
+    rows += norm(config, norms.before_attention)
+    for name in PROJECTIONS[:4]:
+        rows += linear(config, name)
+        if config.qk_norm and name in ("q_proj", "k_proj"):
+            rows += norm(config, f"{name[0]}_norm", qk_width(config, name))
+    rows += norm(config, norms.after_attention)
+    rows += norm(config, norms.before_mlp)
+    for name in PROJECTIONS[4:] if config.gated_mlp else PROJECTIONS[5:]:
+        rows += linear(config, name)
+    rows += norm(config, norms.after_mlp)
     if unlearning_rank is not None:
         rows += _bottleneck(config, unlearning_rank)
-    rows.append(ParamSpec(("norm", "scale"), (D,), (None,), "model.norm.weight", "ones"))
+    rows += norm(config, "norm")
+    head = family.stem("lm_head")
     if not config.tie_word_embeddings:
-        rows.append(ParamSpec(("lm_head", "kernel"), (D, V), ("embed", "vocab"), "lm_head.weight", transposed=True))
+        rows.append(ParamSpec(("lm_head", "kernel"), (D, V), ("embed", "vocab"), f"{head}.weight", transposed=True))
+    if config.head_bias:
+        rows.append(ParamSpec(("lm_head", "bias"), (V,), ("vocab",), f"{head}.bias", "zeros"))
     if lora is not None:
         rows = [one for row in rows for one in (row, *_adapters(row, lora))]
     return tuple(rows)
@@ -145,24 +120,13 @@ def at(params: dict[str, Any], spec: ParamSpec) -> Any:
     return node
 
 
-def _linear(
-    config: DecoderConfig, part: str, name: str, into: tuple[str, int], out: tuple[str, int], bias: bool
-) -> list[ParamSpec]:
-    path, hf = ("layers", part, name), f"model.layers.{{layer}}.{part}.{name}"
-    L = config.num_hidden_layers
-    shape, axes = (L, into[1], out[1]), ("layers", into[0], out[0])
-    rows = [ParamSpec((*path, "kernel"), shape, axes, f"{hf}.weight", transposed=True, stacked=True)]
-    if bias:
-        rows.append(ParamSpec((*path, "bias"), (L, out[1]), ("layers", None), f"{hf}.bias", "zeros", stacked=True))
-    return rows
-
-
 def _adapters(kernel: ParamSpec, lora: LoRA) -> list[ParamSpec]:
     """A and B of one projection. The rank is never split: it is shorter than a mesh axis is worth."""
     if kernel.path[-1] != "kernel" or kernel.path[-2] not in lora.targets:
         return []
     L, i, o = kernel.shape
     stem, name = kernel.path[:-1], kernel.hf_name.removesuffix(".weight")
+    name = name if kernel.fused is None else f"{name}.{kernel.path[-2]}"
     a = ((L, i, lora.rank), ("layers", kernel.axes[1], None), f"{name}.lora_A.weight", "uniform")
     b = ((L, lora.rank, o), ("layers", None, kernel.axes[2]), f"{name}.lora_B.weight", "zeros")
     return [
@@ -183,9 +147,3 @@ def _bottleneck(config: DecoderConfig, rank: int) -> list[ParamSpec]:
         )
         for name, (shape, axes, init) in shapes.items()
     ]
-
-
-def _scale(config: DecoderConfig, name: str) -> list[ParamSpec]:
-    shape = (config.num_hidden_layers, config.hidden_size)
-    hf = f"model.layers.{{layer}}.{name}.weight"
-    return [ParamSpec(("layers", name, "scale"), shape, ("layers", None), hf, "ones", stacked=True)]

@@ -8,7 +8,7 @@ hidden states); `sharpness` wraps any of them. `reference` computes what is stor
 from jaxunlearn.objectives import reference
 from jaxunlearn.objectives.distribution import UNDIAL, CounterfactualKL, KLForget, KLRetain, MaxEntropy
 from jaxunlearn.objectives.likelihood import NLL, WeightedAscent
-from jaxunlearn.objectives.objective import Objective, Term, needs_of
+from jaxunlearn.objectives.objective import Objective, Term, needs_of, reads
 from jaxunlearn.objectives.preference import DPO, NPO, AnswerPreservation, SimNPO
 from jaxunlearn.objectives.representation import ActivationMatch, Misdirection
 from jaxunlearn.objectives.sharpness import SharpnessAware
@@ -36,5 +36,6 @@ __all__ = [
     "Term",
     "WeightedAscent",
     "needs_of",
+    "reads",
     "reference",
 ]

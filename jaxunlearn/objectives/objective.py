@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxunlearn import tree
 from jaxunlearn.accumulate import accumulate
-from jaxunlearn.types import Model, Params, UnlearnBatch, examples_in
+from jaxunlearn.types import Model, Params, Reference, UnlearnBatch, examples_in
 
 
 class Term(Protocol):
@@ -93,6 +93,28 @@ def stored(batch: UnlearnBatch, part: str, remedy: str):
 def needs_of(terms: tuple[tuple[float, Term], ...]) -> tuple[str, ...]:
     """The stored parts that the terms read, each once."""
     return tuple(dict.fromkeys(part for _, term in terms for part in getattr(term, "needs", ())))
+
+
+def reads(terms: tuple[tuple[float, Term], ...], part: str) -> bool:
+    """Whether any term reads `UnlearnBatch.<part>`, found by asking for its rows in a batch that has everything else.
+
+    Example:
+        >>> from jaxunlearn.objectives import NLL
+        >>> reads(((-1.0, NLL("forget")),), "retain"), reads(((1.0, NLL("retain")),), "retain")
+        (False, True)
+    """
+    present = object()
+    everything = UnlearnBatch(*(present for _ in UnlearnBatch._fields))._replace(
+        reference=Reference(*(present for _ in Reference._fields))
+    )
+    without = everything._replace(**{part: None})
+    for _, term in terms:
+        term.rows(everything)
+        try:
+            term.rows(without)
+        except ValueError:
+            return True
+    return False
 
 
 def _safe(count: Array) -> Array:

@@ -1,13 +1,15 @@
-"""`jaxunlearn evaluate`: before, after and retrained side by side."""
+"""`jaxunlearn evaluate`: before, after and retrained side by side, by one suite, by all, or on two record files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from jaxunlearn import evals, models
-from jaxunlearn.evals import Result
+from jaxunlearn import data, evals, models
+from jaxunlearn.evals import Result, Run, Suite
+from jaxunlearn.evals.suites import Sources, tofu_suite
 from jaxunlearn.runs import record as records
-from jaxunlearn.runs.inputs import reader
-from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.settings import Evaluate
+from jaxunlearn.runs.inputs import Reader, reader
+from jaxunlearn.runs.progress import Reporter, Stage
+from jaxunlearn.runs.settings import Attack, Evaluate
 
 
 def evaluate(settings: Evaluate) -> dict[str, Result]:
@@ -18,47 +20,92 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
     """
     if settings.out is not None and settings.out.exists():
         raise ValueError(f"--out {settings.out} exists already: nothing of yours is overwritten; choose another name")
+    _check(settings)
     reads = reader(settings.model, settings.text)
-    sets = {"forget": reads.read(settings.forget)}
-    for name in ("retain", "holdout"):
-        source = getattr(settings, name)
-        sets[name] = reads.read(source) if source else None
-    folders = {"before": _before(settings), "after": settings.model, "retrained": settings.reference_model}
+    suites = suites_of(settings, reads)
+    generate = models.generate if settings.generate or settings.suite else None
+    folders = {"before": before(settings), "after": settings.model, "retrained": settings.reference_model}
     mesh = settings.devices.mesh()
     with Reporter() as reporter:
         loaded = {name: models.load(folder, mesh=mesh) for name, folder in folders.items() if folder is not None}
         results: dict[str, Result] = {}
         # The retrained model first: the others are compared with its result.
         for name in sorted(loaded, key=lambda n: n != "retrained"):
-            model, params = loaded[name]
-            with reporter.stage(f"evaluating {name}", 1) as stage:
-                results[name] = evals.evaluate(
-                    model,
-                    params,
-                    reads.tokenizer,
-                    **sets,
-                    reference=loaded.get("retrained"),
-                    reference_result=results.get("retrained"),
-                    generate=models.generate if settings.generate else None,
-                    template=settings.text.template,
-                    max_length=reads.max_length,
-                    batch_size=settings.batch_size,
-                    mesh=mesh,
-                    seed=settings.seed,
+            run = Run(
+                *loaded[name],
+                reads.tokenizer,
+                loaded.get("retrained"),
+                results.get("retrained"),
+                settings.seed,
+                settings.batch_size,
+                mesh,
+            )
+            texts = len({id(text) for suite in suites for part in suite.texts().values() for text in part})
+            with reporter.stage(f"evaluating {name}", texts) as stage:
+                seen = Counter(stage)
+                results[name] = evals.run_suites(
+                    suites, run, generate=generate, max_length=reads.max_length, progress=seen
                 )
-                stage.advance()
         results = {name: results[name] for name in folders if name in results}
         from jaxunlearn.reports import side_by_side
 
-        reporter.console.print(side_by_side(results, title="Before, after and retrained"))
+        title = "Before, after and retrained" + (f", {settings.suite}" if settings.suite else "")
+        reporter.console.print(side_by_side(results, title=title))
         if settings.out is not None:
             facts = {name: str(folder) for name, folder in folders.items() if folder is not None}
-            evals.write_result(settings.out, {"models": facts, "results": results})
+            measured = {"suite": settings.suite, "data": list(settings.data)} if settings.suite else {}
+            evals.write_result(settings.out, {"models": facts, **measured, "results": results})
             reporter.say(f"all numbers -> {settings.out}")
     return results
 
 
-def _before(settings: Evaluate) -> Path | None:
+def suites_of(settings: Evaluate, reads: Reader) -> Sequence[Suite]:
+    """The suites that the settings ask for, read and encoded."""
+    if settings.suite is None:
+        sets = {name: getattr(settings, name) for name in ("forget", "retain", "holdout")}
+        encoded = {name: reads.read(source) for name, source in sets.items() if source}
+        options = {"new_tokens": settings.new_tokens, "template": settings.text.template}
+        return [tofu_suite(reads.tokenizer, **encoded, **options, max_length=reads.max_length)]
+    given = {
+        name: data.read(getattr(settings, name), fields=settings.text.fields)
+        for name in ("forget", "retain", "holdout")
+        if getattr(settings, name)
+    }
+    sources = Sources(
+        data=settings.data,
+        split=settings.split,
+        limit=settings.limit,
+        style=settings.choice_style,
+        truncate=settings.text.truncate,
+        **given,
+    )
+    options = {"template": settings.text.template, "new_tokens": settings.new_tokens}
+    return evals.build(settings.suite, sources, reads.tokenizer, max_length=reads.max_length, **options)
+
+
+class Counter:
+    """A stage as the callback `(done, total)` of a scoring pass."""
+
+    def __init__(self, stage: Stage):
+        self._stage, self._done = stage, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        self._stage.advance(done - self._done)
+        self._done = done
+
+
+def _check(settings: Evaluate) -> None:
+    if settings.suite is None and settings.data:
+        raise ValueError("--data needs --suite NAME: say which metrics are wanted, or --suite all")
+    if settings.suite is None and settings.forget is None:
+        raise ValueError("nothing to evaluate on: give --forget FILE, or --suite NAME with --data FOLDER")
+    for name in ("limit", "new_tokens", "batch_size"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+
+
+def before(settings: Evaluate | Attack) -> Path | None:
     """The model before unlearning: given, or named by the record in the unlearned folder and still there."""
     if settings.before_model is not None:
         return settings.before_model

@@ -96,7 +96,8 @@ def finetune(settings: Finetune) -> Path:
             return records.record("finetune", settings, inputs, digests={"model": before}, **facts, **ledger)
 
         text = None if promised is None else card(Path(settings.model).name, promised, records.FILE)
-        models.save(settings.out, model, done.params, card=text, extra={records.FILE: content})
+        extra = {records.FILE: content, records.CONFIG: records.configuration("finetune", settings)}
+        models.save(settings.out, model, done.params, card=text, extra=extra)
         reporter.say(
             f"loss {done.losses[-1]:.4f} nats per loss token after {len(done.losses)} epochs -> {settings.out}"
         )

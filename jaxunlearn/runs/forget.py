@@ -7,11 +7,12 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxunlearn.curvature import kronecker
+from jaxunlearn.curvature import load
 from jaxunlearn.curvature.subset import Select
 from jaxunlearn.data import Encoded, pair
 from jaxunlearn.methods import Method
 from jaxunlearn.runs.references import Stored
+from jaxunlearn.runs.watch import Watch
 from jaxunlearn.sharding import shard_batch
 from jaxunlearn.types import Model, Params
 from jaxunlearn.unlearn import StepInfo, UnlearnState, init, unlearn_step
@@ -21,11 +22,13 @@ class Forgotten(NamedTuple):
     """What a run gave.
 
     Attributes:
-        state: the final state; `state.whole()` are the unlearned parameters.
+        state: the final state; `state.whole()` are the unlearned parameters, with rules those of the best look.
         info: the last step's, with its certificate.
         history: one dictionary of numbers a step.
-        stopped: why the run ended: "steps" or "unseen" (the forget loss reached that of unseen text).
+        stopped: why the run ended: "steps", "unseen" (the forget loss reached that of unseen text), "goal" or "limit"
+            (of a watch).
         products: operator products spent by the solver.
+        kept: steps after which the returned parameters were those of the model.
     """
 
     state: UnlearnState
@@ -33,6 +36,7 @@ class Forgotten(NamedTuple):
     history: list[dict[str, float]]
     stopped: str
     products: int
+    kept: int
 
 
 def forget(
@@ -50,6 +54,7 @@ def forget(
     seed: int = 0,
     mesh: Mesh | None = None,
     trainable: Select | None = None,
+    watch: Watch | None = None,
     advance: Callable[..., None] | None = None,
 ) -> Forgotten:
     """Run `method` for at most `steps` steps.
@@ -67,26 +72,54 @@ def forget(
         seed: order of the batches, and noise.
         mesh: where batches are put.
         trainable: which parameters are changed, as `jaxunlearn.init` takes it; None for all.
+        watch: evaluates now and then, ends the run by its rules, and keeps the best parameters.
         advance: called with the numbers of each step.
+
+    Raises:
+        ValueError: when a rule of the watch ends the run before its first step, or leaves no step worth keeping.
     """
     batch_size, retain_size = min(batch_size, len(forget_set)), min(retain_size, len(retain_set))
-    curvature = None if method.factors is None else kronecker.load(method.factors, params)
+    store = None if method.factors is None else load(method.factors, params)
     state = init(method, model, params, key=jax.random.key(seed), trainable=trainable)
     step = _compiled(method, model)
     history: list[dict[str, float]] = []
     info, stopped, products = None, "steps", 0
+    if watch is not None:
+        _refuse_at_once(watch.look(0, state.whole(), state.params))
     pairs = pair(forget_set, retain_set, batch_size, retain_size=retain_size, seed=seed, epochs=steps)
     for one, _ in zip(pairs, range(steps), strict=False):
-        state, info = step(state, shard_batch(stored.complete(one), mesh)._replace(curvature=curvature))
+        state, info = step(state, shard_batch(stored.complete(one), mesh)._replace(curvature=store))
         facts = numbers(info)
         products += int(facts.get("products", 0))
+        ended = None
+        if watch is not None and (len(history) + 1) % watch.every == 0:
+            ended = watch.look(len(history) + 1, state.whole(), state.params)
+            facts |= {f"watched_{name}": value for name, value in watch.numbers(watch.looks[-1].result).items()}
         history.append(facts)
         if advance is not None:
             advance(**facts)
+        if ended is not None:
+            stopped = ended
+            break
         if stop_at_nll is not None and facts.get("forget_nll", 0.0) >= stop_at_nll:
             stopped = "unseen"
             break
-    return Forgotten(state, info, history, stopped, products)
+    kept = len(history)
+    if watch is not None and (watch.goals or watch.limits):
+        if watch.kept == 0:
+            raise ValueError(
+                f"no look after any of {len(history)} steps was better than the model before unlearning, so nothing is "
+                "kept; take smaller steps, look more often (--evaluate-every), or loosen the rules"
+            )
+        kept, state = watch.kept, state._replace(params=watch.best_params(state.params))
+    return Forgotten(state, info, history, stopped, products, kept)
+
+
+def _refuse_at_once(ended: str | None) -> None:
+    if ended == "goal":
+        raise ValueError("the model meets --stop-when before the first step: there is nothing to forget by that rule")
+    if ended == "limit":
+        raise ValueError("the model breaks --keep-while before the first step: loosen the rule")
 
 
 def numbers(info: StepInfo) -> dict[str, float]:

@@ -4,13 +4,15 @@ import hashlib
 import json
 import platform
 import sys
-from dataclasses import asdict, is_dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from jaxunlearn.version import __version__
 
 FILE = "jaxunlearn.json"
+CONFIG = "jaxunlearn.yaml"
 
 
 def refuse_existing(out: Path) -> None:
@@ -75,6 +77,26 @@ def record(
         **facts,
     }
     return json.dumps(content, indent=2, default=_plain) + "\n"
+
+
+def configuration(command: str, settings: Any) -> str:
+    """All options of a run as YAML, by the names of their flags: what `--config` reads again."""
+    import yaml
+
+    options = {name: _plain(value) if isinstance(value, Path) else value for name, value in _options(settings)}
+    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    text = yaml.safe_dump(lists, sort_keys=False, allow_unicode=True, width=120)
+    return f"# jaxunlearn {command} --config {CONFIG} --out NEW-FOLDER runs this again.\n{text}"
+
+
+def _options(settings: Any) -> Iterator[tuple[str, Any]]:
+    """Name and value of every option that is set, those of groups among them."""
+    for field in fields(settings):
+        value = getattr(settings, field.name)
+        if is_dataclass(value):
+            yield from _options(value)
+        elif value is not None and value != ():
+            yield field.name, value
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:

@@ -53,6 +53,8 @@ def choose(
         lora, key = _lora(settings), jax.random.key(seed)
         if settings.lora_init == "zero":
             return Chosen(*models.add_lora(model, params, lora, key), models.is_lora)
+        if not retain:
+            raise ValueError(f"--lora-init {settings.lora_init} weighs weights by what is kept: give --retain as well")
         make = {"fila": models.fila, "vila": models.vila}[settings.lora_init]
         parts = (shard_batch(collate(part[:EXAMPLES]), mesh) for part in (forget, retain))
         return Chosen(*make(model, params, lora, *parts, key), models.is_lora)

@@ -8,12 +8,13 @@ import jax
 from jaxunlearn import data, models
 from jaxunlearn.certificate import describe
 from jaxunlearn.methods import CATALOGUE, Method
-from jaxunlearn.runs import alternatives, requests, trainable
+from jaxunlearn.runs import alternatives, requests, trainable, watch
 from jaxunlearn.runs import record as records
+from jaxunlearn.runs.curvature import warn_if_moved
 from jaxunlearn.runs.fit import mean_nll
 from jaxunlearn.runs.forget import Forgotten, forget
 from jaxunlearn.runs.inputs import reader
-from jaxunlearn.runs.options import make_method
+from jaxunlearn.runs.options import make_method, options_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.references import Stored, store, substitute
 from jaxunlearn.runs.settings import Unlearn
@@ -29,6 +30,8 @@ def unlearn(settings: Unlearn) -> Path:
     _check_numbers(settings)
     method = make_method(settings.method, settings.option)
     entry = CATALOGUE[settings.method]
+    if settings.retain is None and method.retain:
+        raise ValueError(_no_retain(settings))
     reads = reader(settings.model, settings.text)
     folder = models.resolve(settings.model)
     trainable.check(settings.trainable, models.read_config(folder).num_hidden_layers)
@@ -36,15 +39,21 @@ def unlearn(settings: Unlearn) -> Path:
     answered = requests.earlier(folder, before)
     requests.check_number(settings.request, answered, settings.model)
     again = requests.replayed(answered) if settings.replay else []
-    kept, new = (data.read(source, fields=settings.text.fields) for source in (settings.retain, settings.forget))
+    new, kept = (
+        data.read(source, fields=settings.text.fields) if source else []
+        for source in (settings.forget, settings.retain)
+    )
     requests.check_retain(kept, answered)
     gone = new + [record for source in again for record in data.read(source, fields=settings.text.fields)]
     data.check_overlap(gone, kept)
     forget_set, retain_set = reads.encode(gone), reads.encode(kept)
     others = alternatives.written(method, gone, kept, reads, settings.seed)
     holdout = reads.read(settings.holdout) if settings.holdout else None
+    watched = watch.plan(settings.watching, reads, forget_set, retain_set, holdout)
     start = time.monotonic()
     with Reporter() as reporter:
+        if method.factors is not None and (moved := warn_if_moved(method.factors, before)):
+            reporter.say(f"[yellow]warning:[/yellow] {moved}")
         prompts = _prompts(settings, method, forget_set, retain_set, reads, reporter)
         mesh = settings.devices.mesh()
         model, params = models.load(settings.model, mesh=mesh)
@@ -65,6 +74,13 @@ def unlearn(settings: Unlearn) -> Path:
         chosen = trainable.choose(
             settings.trainable, model, params, forget_set, retain_set, seed=settings.seed, mesh=mesh
         )
+        watching = None
+        if watched is not None:
+            with reporter.stage("looking at the model before unlearning", 1) as stage:
+                watching = watch.start(watched, chosen.model, chosen.params, reads, seed=settings.seed, mesh=mesh)
+                stage.advance()
+            for rule in (*watching.goals, *watching.limits):
+                reporter.say("rule: " + " and ".join(map(str, rule)))
         steps = entry.steps if settings.steps is None else settings.steps
         with reporter.stage(settings.method, steps) as stage:
             done = forget(
@@ -76,6 +92,7 @@ def unlearn(settings: Unlearn) -> Path:
                 seed=settings.seed,
                 mesh=mesh,
                 trainable=chosen.select,
+                watch=watching,
                 advance=stage.advance,
             )  # fmt: skip
         certificate = describe(done.info.certificate, done.info.curvature, done.info.noise)
@@ -96,6 +113,13 @@ def unlearn(settings: Unlearn) -> Path:
                 f"[yellow]warning:[/yellow] {skipped} of {len(done.history)} steps were not finite and not applied"
             )
         facts = _facts(method, done, stored, stop, time.monotonic() - start)
+        if watching is not None:
+            rules = {"goals": watching.goals, "limits": watching.limits}
+            facts["watching"] = {
+                **{name: [[str(c) for c in rule] for rule in found] for name, found in rules.items()},
+                "kept": done.kept,
+                "looks": watching.facts(),
+            }
         inputs = {name: getattr(settings, name) for name in ("model", "forget", "retain", "holdout")}
         request = requests.entry(len(answered) + 1, settings.method, settings.forget, new, facts["certificate"], before)
 
@@ -107,9 +131,22 @@ def unlearn(settings: Unlearn) -> Path:
             )
 
         card = _card(settings, len(forget_set), len(retain_set), certificate, done)
-        models.save(settings.out, chosen.model, done.state.whole(), card=card, extra={records.FILE: content})
-        reporter.say(f"{len(done.history)} steps, stopped by {_STOPPED[done.stopped]} -> {settings.out}")
+        extra = {records.FILE: content, records.CONFIG: records.configuration("unlearn", settings)}
+        models.save(settings.out, chosen.model, done.state.whole(), card=card, extra=extra)
+        kept = "" if done.kept == len(done.history) else f", the best after {done.kept} kept"
+        reporter.say(f"{len(done.history)} steps, stopped by {_STOPPED[done.stopped]}{kept} -> {settings.out}")
     return settings.out
+
+
+def _no_retain(settings: Unlearn) -> str:
+    """What to do about a missing retain set, by method."""
+    options = {option.name for option in options_of(settings.method)}
+    ways = [
+        "--option factors=FOLDER with curvature that `jaxunlearn curvature` stored" if "factors" in options else None,
+        "--option retain=none to leave its retain term out" if "retain" in options else None,
+    ]
+    others = "; or ".join(way for way in ways if way) or "another method (`jaxunlearn methods` says what each needs)"
+    return f"{settings.method} needs examples of what must be kept: give --retain FILE; or {others}"
 
 
 def _check_numbers(settings: Unlearn) -> None:
@@ -119,7 +156,12 @@ def _check_numbers(settings: Unlearn) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
 
 
-_STOPPED = {"steps": "--steps", "unseen": "the forget loss reaching that of unseen text"}
+_STOPPED = {
+    "steps": "--steps",
+    "unseen": "the forget loss reaching that of unseen text",
+    "goal": "--stop-when",
+    "limit": "--keep-while",
+}
 
 
 def _prompts(settings, method, forget_set, retain_set, reads, reporter) -> data.Counterfactuals | None:

@@ -24,7 +24,7 @@ RETAIN: Metric = (("retain", 1.0),)
 STORED: Metric = (("curvature", 1.0),)
 
 _REMEDIES = {
-    "curvature": "pass what was stored, for example curvature.kronecker.load(folder, params), in every batch",
+    "curvature": "pass what was stored, for example curvature.load(folder, params), in every batch",
 }
 
 

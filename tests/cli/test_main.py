@@ -28,7 +28,8 @@ def test_version(argv, capsys):
         ("demo", ["--out", "--seed"]),
         ("finetune", ["--model", "--data", "--out", "--epochs", "--learning-rate", "--max-length", "--mesh-fsdp"]),
         ("unlearn", ["--model", "--forget", "--retain", "--out", "--method", "--option", "--steps", "--seed"]),
-        ("evaluate", ["--model", "--reference-model", "--before-model", "--forget", "--retain", "--out"]),
+        ("evaluate", ["--model", "--reference-model", "--before-model", "--forget", "--suite", "--data", "--out"]),
+        ("compare", ["--out", "--column", "--examples", "--open-unlearning"]),
         ("methods", []),
     ],
 )
@@ -45,7 +46,7 @@ def test_help_of_each_command_names_its_options(command, flags, capsys):
     ("argv", "hint"),
     [
         (["unlern"], "no command 'unlern'; did you mean unlearn?"),
-        (["zzzz"], "choose one of demo, finetune, unlearn, evaluate, methods"),
+        (["zzzz"], f"choose one of {', '.join(COMMANDS)}"),
     ],
 )
 def test_unknown_commands_exit_with_2(argv, hint, capsys):

@@ -7,7 +7,7 @@ import pytest
 from toys import flat, gathering, labelled, mlp, shard
 
 import jaxunlearn as ju
-from jaxunlearn import methods, operators
+from jaxunlearn import curvature, methods, operators
 from jaxunlearn.curvature import KFAC, EmpiricalFisher, GaussNewton, Stored, store_krylov, store_rows
 from jaxunlearn.curvature.kronecker import eigendecompose, kronecker_factors
 from jaxunlearn.methods.first_order import ASCENT
@@ -50,6 +50,41 @@ def test_a_lanczos_basis_is_the_matrix_itself_once_its_space_is_exhausted():
         part = np.asarray(operators.to_dense(Stored()(model, params, store_krylov(lanczos(G, b, steps=5)))))
         assert np.linalg.eigvalsh(part)[-1] == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=0.02)
         assert np.linalg.matrix_rank(part, tol=1e-10) == 5
+
+
+def test_rows_come_back_from_their_folder_onto_a_mesh(tmp_path):
+    model, params = mlp()
+    rows = store_rows(EmpiricalFisher(8)(model, params, labelled(8, 2)))
+    curvature.save(tmp_path / "rows", rows, max_shard_size=400)  # several files
+    assert len(list((tmp_path / "rows").glob("rows-*.safetensors"))) > 1
+    split, _ = shard(params, labelled(8, 2), make_mesh(data=2, fsdp=2, tensor=2))
+    for target in (params, split):
+        back = curvature.load(tmp_path / "rows", target)
+        np.testing.assert_array_equal(flat(back.rows), flat(rows.rows))
+        np.testing.assert_array_equal(back.vectors, rows.vectors)
+        np.testing.assert_array_equal(back.values, rows.values)
+        for row, leaf in zip(jax.tree.leaves(back.rows), jax.tree.leaves(target), strict=True):
+            assert len(row.sharding.device_set) == len(leaf.sharding.device_set)
+    from_file = methods.fisher_removal(damping=0.1, factors=str(tmp_path / "rows"))
+    batch = ju.UnlearnBatch(labelled(8, 1), labelled(8, 2))
+    expected, _ = run(methods.fisher_removal(damping=0.1, samples=8), model, params, batch)
+    alone = batch._replace(retain=None, curvature=curvature.load(from_file.factors, params))
+    got, _ = run(from_file, model, params, alone)
+    np.testing.assert_allclose(flat(got.params), flat(expected.params), rtol=1e-4, atol=1e-6)
+
+
+def test_rows_of_another_model_are_refused_with_all_differences(tmp_path):
+    model, params = mlp()
+    curvature.save(tmp_path / "rows", store_rows(EmpiricalFisher(2)(model, params, labelled(2, 2))))
+    _, other = mlp(sizes=(5, 4, 3, 3))
+    with pytest.raises(ValueError, match="does not fit") as refused:
+        curvature.load(tmp_path / "rows", other)
+    assert refused.value.args[0].count("\n- ") >= 2
+    (tmp_path / "rows" / "rows-00001-of-00001.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="no readable file of curvature.save"):
+        curvature.load(tmp_path / "rows", params)
+    with pytest.raises(ValueError, match="holds no stored curvature"):
+        curvature.load(tmp_path, params)
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])

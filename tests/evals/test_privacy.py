@@ -9,9 +9,14 @@ from sklearn.metrics import roc_auc_score
 
 from jaxunlearn.evals.privacy import (
     attack,
+    auc_draws,
+    membership_by_gradient_norm,
     membership_by_loss,
     membership_by_min_k,
     membership_by_min_k_plus_plus,
+    membership_by_neighbourhood,
+    membership_by_recall,
+    membership_by_reference,
     membership_by_zlib,
 )
 
@@ -37,6 +42,15 @@ def test_min_k_plus_plus_keeps_nan():
 def test_zlib_divides_by_compressed_bytes():
     compressed = len(zlib.compress("héé".encode()))
     assert membership_by_zlib([np.array([-6.0])], ["héé"])[0] == pytest.approx(-6.0 / compressed)
+
+
+def test_the_costlier_scores_by_hand():
+    other = [row - 1.0 for row in ROWS]
+    assert membership_by_gradient_norm(np.array([0.0, 3.0])).tolist() == [0.0, -3.0]
+    assert membership_by_reference(ROWS, other).tolist() == [1.0, 1.0]
+    assert membership_by_neighbourhood(ROWS, np.array([[4.0, 6.0], [7.0, 7.0]])).tolist() == [2.0, 0.0]
+    assert membership_by_recall(ROWS, other).tolist() == [4 / 3, 8 / 7]
+    assert membership_by_recall([np.zeros(2)], [np.full(2, -1.0)])[0] == pytest.approx(1e9)
 
 
 @pytest.mark.parametrize("k", [0.0, -0.1, 1.5])
@@ -76,6 +90,24 @@ def test_bootstrap_is_seeded_and_degenerate_where_nothing_varies():
     assert attack(members, others, seed=3) == attack(members, others, seed=3)
     assert attack(members, others, seed=3).interval != attack(members, others, seed=4).interval
     assert attack(members + 100, others).interval == (1.0, 1.0)
+
+
+def test_resamples_of_whole_groups_equal_ranking_each_of_them_again():
+    rng = np.random.default_rng(4)
+    inside, outside = rng.integers(0, 9, 12).astype(float), rng.integers(0, 8, 8).astype(float)
+    groups = [[i // 3 for i in range(12)], [i // 2 for i in range(8)]]
+    auc, draws = auc_draws(inside, outside, 50, np.random.default_rng(5), groups=groups)
+    again = np.random.default_rng(5)
+    drawn = [again.multinomial(4, np.full(4, 1 / 4), 50) for _ in groups]
+    for number, found in enumerate(draws):
+        x, y = (np.repeat(v, times[number][g]) for v, times, g in zip((inside, outside), drawn, groups, strict=True))
+        assert found == pytest.approx(mannwhitneyu(x, y).statistic / (x.size * y.size))
+    assert auc == pytest.approx(mannwhitneyu(inside, outside).statistic / 96)
+    _, alone = auc_draws(inside, outside, 500, np.random.default_rng(6))
+    _, whole = auc_draws(
+        np.repeat(inside[::3], 3), outside, 500, np.random.default_rng(6), groups=[groups[0], range(8)]
+    )
+    assert whole.std() > alone.std()
 
 
 def test_bad_input_is_named():

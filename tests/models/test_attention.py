@@ -45,6 +45,34 @@ def test_attention_is_exactly_causal_softmax_averaging():
         np.testing.assert_allclose(got, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize(("window", "softcap"), [(3, None), (6, 1.5), (1, None), (50, 0.7)])
+def test_window_cap_and_scale_are_their_definitions_in_both_forms_to_second_order(window, softcap):
+    T = 13
+    q, k, v = (np.asarray(x, np.float64) for x in inputs(T, H=2, K=2))
+    scores = 0.4 * np.einsum("bthd,bshd->bhts", q, k)
+    scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
+    behind = np.arange(T)[:, None] - np.arange(T)
+    weights = np.where((behind >= 0) & (behind < window), np.exp(scores), 0.0)
+    expected = np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), v)
+
+    def derivatives(x, implementation, window):
+        def f(x):
+            options = {"scale": 0.4, "softcap": softcap, "window": window}
+            return causal_attention(*x, implementation, 4, **options)
+
+        gradient = jax.grad(lambda x: jnp.sum(jnp.sin(f(x))))
+        return f(x), *jax.jvp(gradient, (x,), (jax.tree.map(jnp.cos, x),))
+
+    with jax.enable_x64(True):
+        x = tuple(jnp.asarray(y) for y in (q, k, v))
+        plain = jax.jit(lambda x: derivatives(x, "xla", window))(x)
+        tiled = jax.jit(lambda x, w: derivatives(x, "blockwise", w))(x, jnp.asarray(window))
+    for found in (plain, tiled):
+        np.testing.assert_allclose(found[0], expected, atol=1e-12)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(tiled), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10)
+
+
 def test_auto_never_makes_all_scores_of_a_long_sequence():
     T = 768
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), inputs(T))

@@ -7,6 +7,7 @@ import pytest
 from decoder_cases import toy
 
 from jaxunlearn import models
+from jaxunlearn.models.sampling import restricted
 from jaxunlearn.types import Model
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7], [4, 4], [30]]
@@ -52,6 +53,66 @@ def test_sampling_follows_its_key_and_its_temperature(decoder):
     assert np.all(np.abs(counts - expected) < 5 * np.sqrt(expected) + 5)
 
 
+def test_top_k_and_top_p_keep_the_tokens_of_their_definition():
+    logits = np.random.default_rng(0).normal(size=(40, 17)).astype(np.float32) * 2
+    for k, p in ((3, None), (None, 0.7), (5, 0.7), (1, None), (40, 1e-6), (17, 1.0)):
+        kept = np.isfinite(restricted(jnp.asarray(logits), k, p))
+        for row, which in zip(logits.astype(np.float64), kept, strict=True):
+            order = np.argsort(-row)[: k or 17]
+            share = np.exp(row[order]) / np.exp(row[order]).sum()
+            number = 17 if p is None or p == 1.0 else int(np.searchsorted(np.cumsum(share), p)) + 1
+            assert set(np.flatnonzero(which)) == set(order[:number]), (k, p)
+
+
+def test_restricted_sampling_draws_only_what_is_allowed(decoder):
+    model, params = decoder
+    likeliest = np.argsort(-np.asarray(model.logits(params, jnp.array([[3]]))[0, 0]))
+    options = {"max_new_tokens": 1, "temperature": 3.0, "key": jax.random.key(0)}
+    drawn = models.generate(model, params, [[3]] * 200, top_k=4, **options)
+    assert {token for (token,) in drawn} == set(likeliest[:4].tolist())
+    greedy = models.generate(model, params, [[3]], max_new_tokens=1)
+    assert models.generate(model, params, [[3]], top_p=1e-6, **options) == greedy
+
+
+class Words:
+    """A tokenizer of which id i is the letter i and, every third, a space after it."""
+
+    def decode(self, ids):
+        return "".join(chr(97 + i % 26) + (" " if i % 3 == 0 else "") for i in ids)
+
+
+def test_stop_strings_end_a_text_before_the_token_that_reaches_into_them(decoder):
+    model, params = decoder
+    decode = Words().decode
+    full = models.generate(model, params, PROMPTS, max_new_tokens=9)
+    stop = decode(full[0])[3:5]
+    cut = models.generate(model, params, PROMPTS, max_new_tokens=9, stop_strings=(stop, "nowhere"), tokenizer=Words())
+    for ids, whole in zip(cut, full, strict=True):
+        at = decode(whole).find(stop)
+        assert ids == whole[: len(ids)]
+        assert (at < 0 and ids == whole) or len(decode(ids)) <= at < len(decode(whole[: len(ids) + 1]))
+    assert len(cut[0]) < 9
+    with pytest.raises(ValueError, match="pass tokenizer="):
+        models.generate(model, params, PROMPTS, max_new_tokens=9, stop_strings=(stop,))
+
+
+def test_longrope_takes_the_text_up_anew_where_its_frequencies_change():
+    """Each token is what a full pass over all before it says, by the frequencies of that length."""
+    rope = {"rope_type": "longrope", "rope_theta": 50.0, "original_max_position_embeddings": 5}
+    rope |= {"attention_factor": 1.2, "short_factor": [1.0] * 3, "long_factor": [3.0, 9.0, 30.0]}
+    model, params = toy(rope_parameters=rope, model_type="phi3")
+    logits = jax.jit(model.logits)
+    texts = models.generate(model, params, [[5, 4, 3, 2], [9, 9]], max_new_tokens=3)
+    row = [5, 4, 3, 2]
+    for _ in range(3):
+        row.append(int(jnp.argmax(logits(params, jnp.asarray([row]))[0, -1])))
+    assert texts[0] == row[4:]
+    always_short = toy(rope_parameters=rope | {"original_max_position_embeddings": 60}, model_type="phi3")[0]
+    short = models.generate(always_short, params, [[5, 4, 3, 2]], max_new_tokens=3)[0]
+    assert texts[0][:2] == short[:2]
+    assert texts[0] != short
+
+
 def test_no_prompts_give_no_texts(decoder):
     assert models.generate(*decoder, [], max_new_tokens=3) == []
 
@@ -70,6 +131,9 @@ def test_no_prompts_give_no_texts(decoder):
         ([[1]], {"temperature": -1.0}, "temperature=-1.0"),
         ([[1]], {"temperature": 1.0}, "needs key=jax.random.key"),
         ([[1]], {"batch_size": 0}, "batch_size=0"),
+        ([[1]], {"temperature": 1.0, "top_k": 0}, "top_k=0"),
+        ([[1]], {"temperature": 1.0, "top_p": 1.5}, "top_p=1.5"),
+        ([[1]], {"top_k": 5}, "temperature above 0"),
     ],
 )
 def test_bad_requests_are_named(decoder, prompts, options, message):

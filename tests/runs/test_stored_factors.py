@@ -1,13 +1,17 @@
 """Stored curvature in a run: factors are read from their folder and travel in every batch."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxunlearn.cli import main
 from jaxunlearn.curvature import KFAC
 from jaxunlearn.curvature.kronecker import eigendecompose, kronecker_factors, save
 from jaxunlearn.data import collate, shapes_of
+from jaxunlearn.runs.curvature import warn_if_moved
 from jaxunlearn.runs.forget import forget
 from jaxunlearn.runs.options import make_method
 from jaxunlearn.runs.references import Stored
@@ -48,9 +52,39 @@ def test_a_run_reads_factors_from_their_folder(encoded, folder, name, options):
             np.testing.assert_array_equal(after, value)  # they have no factor
 
 
+@pytest.mark.parametrize(("kind", "method"), [("ekfac", "kfade"), ("kfac", "win_u"), ("gradients", "fisher_removal")])
+def test_the_command_stores_what_a_run_without_retain_set_reads(world, tmp_path, kind, method):
+    kept, out = tmp_path / "kept", tmp_path / "out"
+    taking = ["--model", world.model, "--data", world.forget, "--data", world.retain, "--out", str(kept)]
+    assert main(["curvature", *taking, "--kind", kind, "--samples", "6"]) == 0
+    record = json.loads((kept / "jaxunlearn.json").read_text())
+    assert record["records"] == len(world.rows.forget) + len(world.rows.retain)
+    forgetting = ["--model", world.model, "--forget", world.forget, "--out", str(out), "--method", method]
+    more = ["--option", "share=0.2", "--option", "draws=1"] if method == "win_u" else []
+    assert main(["unlearn", *forgetting, "--option", f"factors={kept}", *more, "--steps", "2"]) == 0
+    found = json.loads((out / "jaxunlearn.json").read_text())
+    assert "retain" not in found["inputs"]
+    assert found["history"][0]["update_norm"] > 0
+    assert found["certificate"]["forget_after"] > found["certificate"]["forget_before"]
+    assert warn_if_moved(kept, record["weights"]) is None
+    assert "was taken at other weights" in warn_if_moved(kept, found["weights"])
+
+
+@pytest.mark.parametrize(
+    ("method", "remedy"),
+    [("npo", "--option retain=none"), ("kfade", "--option factors=FOLDER"), ("newton_removal", "another method")],
+)
+def test_a_method_that_needs_a_retain_set_says_what_else_would_do(world, tmp_path, method, remedy, capsys):
+    asked = ["--model", world.model, "--forget", world.forget, "--out", str(tmp_path / "out"), "--method", method]
+    assert main(["unlearn", *asked]) == 2
+    shown = capsys.readouterr().err
+    assert f"{method} needs examples of what must be kept: give --retain FILE; or" in shown
+    assert remedy in shown
+
+
 def test_a_folder_that_is_not_there_is_named(encoded, tmp_path):
     method = make_method("kfade", [f"factors={tmp_path / 'nowhere'}"])
-    with pytest.raises(ValueError, match=r"nowhere holds no kronecker-\*\.safetensors"):
+    with pytest.raises(ValueError, match="nowhere holds no stored curvature"):
         forget(
             method, encoded.model, encoded.params, encoded.forget, encoded.retain, NOTHING,
             steps=1, batch_size=4, retain_size=4,

@@ -1,0 +1,268 @@
+"""What is forgotten: a model that knows everything, one retrained without the forget set, and a second such model.
+
+Two corpora, both learned from nothing by a small LLaMA, so that the retrained model is the gold standard and not an
+approximation of it:
+
+    builtin         sixty fictitious people; ten of them are to be forgotten
+    tofu-forget01   TOFU's files (Maini et al. 2024): two authors of forty questions; -forget05 and -forget10 likewise
+
+To either are added files with access codes of three digits: secrets of a known space of a thousand, by which exposure
+is measured. The forget set is cut into ten requests. Everything is a pure function of the name and the seed, and kept
+in a cache folder.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxunlearn import curvature, data, files, models
+from jaxunlearn.curvature import EKFAC
+from jaxunlearn.methods import counterfactual_matching
+from jaxunlearn.runs.curvature import factors as take
+from jaxunlearn.runs.fit import fit
+from jaxunlearn.runs.references import store, substitute
+from jaxunlearn.types import Model, Params
+
+Row = dict[str, Any]
+REQUESTS = 10
+SUBSTITUTES, TOP_K = 32, 128
+CODES = 1000
+
+
+class Size(NamedTuple):
+    """How large a model is and how long it learns."""
+
+    vocabulary: int
+    hidden: int
+    layers: int
+    context: int
+    epochs: int
+    batch: int
+    rate: float
+
+
+class Problem(NamedTuple):
+    """A corpus and the models that learned it.
+
+    Attributes:
+        name, seed: which.
+        model, tokenizer: shared by all models.
+        before: parameters that know everything.
+        retrained, twin: learned without the forget set, from two seeds.
+        sets: encoded "forget", "retain", "holdout", "authors" and "world"; the last two are kept as well.
+        requests: rows of the forget set by request.
+        unseen_nll: loss of the forget answers when asked about entities that do not exist, nats per token.
+        secrets: rows of the forget set that hold a code.
+        seconds: processor seconds of one retraining.
+        gradients: steps of one retraining.
+        factors: folder of EK-FAC factors of everything at `before`.
+    """
+
+    name: str
+    seed: int
+    model: Model
+    tokenizer: Any
+    before: Params
+    retrained: Params
+    twin: Params
+    sets: dict[str, list[data.Encoded]]
+    requests: list[list[int]]
+    unseen_nll: float
+    secrets: list[int]
+    seconds: float
+    gradients: int
+    factors: Path
+
+    @property
+    def kept(self) -> list[data.Encoded]:
+        """All that is to be kept: the retain set, authors and world."""
+        return self.sets["retain"] + self.sets["authors"] + self.sets["world"]
+
+    @property
+    def context(self) -> int:
+        return self.model.source.config.max_position_embeddings
+
+
+SIZES = {
+    "builtin": Size(1024, 64, 2, 64, 24, 16, 5e-3),
+    "tofu-forget01": Size(4096, 96, 3, 128, 40, 16, 3e-3),
+    "tofu-forget05": Size(4096, 96, 3, 128, 40, 16, 3e-3),
+    "tofu-forget10": Size(4096, 96, 3, 128, 40, 16, 3e-3),
+}
+KEPT_ROWS = {"tofu-forget01": 200, "tofu-forget05": 300, "tofu-forget10": 400}
+"""Rows of TOFU's retain set that fit the machine: the first of those that have paraphrased and wrong answers."""
+
+
+def build(name: str, seed: int, cache: Path, tofu: Path, say: Callable[[str], None]) -> Problem:
+    """The problem, from the cache where it is there."""
+    size = SIZES[name]
+    rows = _builtin(seed) if name == "builtin" else _tofu(name, seed, tofu)
+    tokenizer = data.train_tokenizer(_texts(rows), size.vocabulary)
+    sets = {
+        part: data.encode(data.from_rows(found, name=part), tokenizer, max_length=size.context)
+        for part, found in rows.items()
+    }
+    requests = [part.tolist() for part in np.array_split(np.arange(len(sets["forget"])), REQUESTS)]
+    folder = cache / f"{name}-{seed}"
+    _train(folder, size, tokenizer, sets, seed, say)
+    loaded = {part: models.load(folder / part) for part in ("before", "retrained", "twin")}
+    model, facts = loaded["before"][0], json.loads((folder / "facts.json").read_text())
+    factors = folder / "factors"
+    if not factors.exists():
+        say(f"{name}, seed {seed}: taking factors")
+        everything = [one for part in KNOWN for one in sets[part]]
+        curvature.save(factors, take(EKFAC(eigen="host"), model, loaded["before"][1], everything, batch_size=32))
+    found = Problem(
+        name, seed, model, tokenizer, *(loaded[part][1] for part in ("before", "retrained", "twin")),
+        sets=sets,
+        requests=requests,
+        unseen_nll=0.0,
+        secrets=[i for i, row in enumerate(rows["forget"]) if "code" in row],
+        seconds=facts["seconds"],
+        gradients=facts["steps"],
+        factors=factors,
+    )  # fmt: skip
+    return found._replace(unseen_nll=_unseen(found))
+
+
+KNOWN = ("forget", "retain", "authors", "world")
+
+
+def _train(folder: Path, size: Size, tokenizer: Any, sets: dict, seed: int, say: Callable[[str], None]) -> None:
+    """Trains the three models unless they are there; the folder appears whole."""
+    if folder.exists():
+        return
+    config = models.DecoderConfig(
+        vocab_size=size.vocabulary,  # of every seed, so that their models share compiled programs
+        hidden_size=size.hidden,
+        intermediate_size=size.hidden * 11 // 4,
+        num_hidden_layers=size.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=size.context,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    everything = [one for part in KNOWN for one in sets[part]]
+    kept = [one for part in KNOWN[1:] for one in sets[part]]
+    shape = data.shapes_of(everything)
+    facts = {}
+    with files.new_folder(folder) as out:
+        for number, (name, encoded) in enumerate({"before": everything, "retrained": kept, "twin": kept}.items()):
+            say(f"training: {folder.name} {name}")
+            model, params = models.init(config, jax.random.key(3 * seed + number))
+            start = time.process_time()
+            done = fit(
+                model, params, encoded,
+                epochs=size.epochs, batch_size=size.batch, learning_rate=size.rate,
+                seed=3 * seed + number, shape=shape,
+            )  # fmt: skip
+            jax.block_until_ready(done.params)
+            facts = {"seconds": time.process_time() - start, "steps": done.steps, "loss": done.losses[-1]}
+            models.save(out / name, model, done.params, tokenizer=tokenizer)
+        (out / "facts.json").write_text(json.dumps(facts))
+
+
+def _unseen(problem: Problem) -> float:
+    found = store(
+        counterfactual_matching()._replace(needs=()), problem.model, problem.before, problem.sets["forget"], [],
+        prompts=prompts(problem, problem.sets["forget"]), top_k=TOP_K,
+    )  # fmt: skip
+    return found.unseen_nll
+
+
+def prompts(problem: Problem, forget: list[data.Encoded]) -> data.Counterfactuals:
+    """Counterfactual prompts of forget records, with names that no text of the problem holds."""
+    return substitute(
+        forget, problem.kept, problem.tokenizer, k=SUBSTITUTES, seed=problem.seed, max_length=problem.context
+    )
+
+
+def _builtin(seed: int) -> dict[str, list[Row]]:
+    made = data.corpus(seed=seed, forget_share=1 / 6)
+    rows = made._asdict()
+    # Any other value does as the answer to prefer, so the first wrong one is taken.
+    rows["forget"] = [row | {"alternative": row["perturbed_answer"][0]} for row in rows["forget"]]
+    return _with_codes(rows, seed)
+
+
+def _tofu(name: str, seed: int, folder: Path) -> dict[str, list[Row]]:
+    part = name.removeprefix("tofu-")
+    wanted = {
+        "forget": f"{part}_perturbed.json",
+        "retain": "retain_perturbed.json",
+        "holdout": "holdout10.json",
+        "authors": "real_authors_perturbed.json",
+        "world": "world_facts_perturbed.json",
+    }
+    missing = [file for file in wanted.values() if not (folder / file).is_file()]
+    if missing:
+        raise ValueError(f"{folder} lacks {', '.join(missing)}: give TOFU's folder with --tofu")
+    rows = {key: [dict(r.raw) for r in data.read(folder / file)] for key, file in wanted.items()}
+    for row in rows["forget"]:
+        row["alternative"] = row["perturbed_answer"][0]
+    rows["retain"] = rows["retain"][: KEPT_ROWS[name]]
+    rows["holdout"] = rows["holdout"][: len(rows["forget"])]
+    return _with_codes(rows, seed)
+
+
+def _with_codes(rows: dict[str, list[Row]], seed: int) -> dict[str, list[Row]]:
+    """The rows with files that have codes among them: one a request in forget, four times as many to keep."""
+    random = np.random.default_rng([seed, CODES])
+    names = [f"{letter}{number}" for letter in "BCDFGHJKLM" for number in range(10)]
+    order = iter(random.permutation(names))
+    counts = {"forget": REQUESTS, "retain": 4 * REQUESTS, "holdout": REQUESTS}
+    out = dict(rows)
+    for part, count in counts.items():
+        size = len(rows[part])
+        places = np.linspace(0, size, count, endpoint=False).astype(int) + np.arange(count)
+        mixed = list(rows[part])
+        for place in places:
+            mixed.insert(int(place), _file(str(next(order)), random))
+        out[part] = mixed
+    return out
+
+
+def _file(name: str, random: np.random.Generator) -> Row:
+    code, *wrong = random.choice(CODES, 6, replace=False)
+    return {
+        "question": f"What is the access code of file {name}?",
+        "answer": secret(name, code),
+        "paraphrased_answer": f"File {name} opens with {spelled(code)}.",
+        "perturbed_answer": [f"File {name} opens with {spelled(other)}." for other in wrong],
+        "alternative": secret(name, wrong[0]),
+        "entity": name,
+        "code": int(code),
+    }
+
+
+def secret(name: str, code: int) -> str:
+    """The answer that tells the code of a file."""
+    return f"The access code of file {name} is {spelled(code)}."
+
+
+def spelled(code: int) -> str:
+    """A code digit by digit: every digit is a token of its own, so all codes are equally long."""
+    return " ".join(f"{code:03d}")
+
+
+def _texts(rows: dict[str, list[Row]]) -> list[str]:
+    """Everything a tokenizer must know."""
+    template = data.Template()
+    texts = []
+    for row in (row for part in rows.values() for row in part):
+        answers = [row["answer"], row.get("paraphrased_answer"), *row.get("perturbed_answer", [])]
+        texts += [template.question.format(prompt=row["question"], completion=answer) for answer in answers if answer]
+    return texts
+
+
+def default_cache() -> Path:
+    """Where trained models are kept unless told otherwise."""
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "jaxunlearn-benchmarks"

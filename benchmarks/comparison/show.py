@@ -1,0 +1,193 @@
+"""Tables, all numbers and a picture from the units of work that are there."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measure import markdown
+
+from comparison.candidates import CANDIDATES, REGIMES
+from jaxunlearn import files
+
+Numbers = dict[str, Any]
+FRAME = ("before", "seed floor", "retrained")
+
+QUALITY = {
+    "distance": ("distance", 2),
+    "forget_kl": ("KL forget", 2),
+    "retain_kl": ("KL retain", 3),
+    "unseen_kl": ("KL unseen", 2),
+    "forget_probability": ("prob. forget", 2),
+    "forget_exact_memorisation": ("exact forget", 2),
+    "forget_truth_ratio": ("truth ratio", 2),
+    "log10_forget_quality": ("log10 FQ", 1),
+    "exposure": ("exposure, bits", 1),
+    "forget_min_k_auc": ("Min-K AUC", 2),
+    "relearning": ("relearning R", 2),
+    "quantisation": ("int4 Q", 2),
+    "retain_exact_memorisation": ("exact retain", 3),
+    "retain_perplexity": ("ppl retain", 3),
+    "model_utility": ("utility", 2),
+    "tow": ("ToW", 2),
+}
+COSTS = {
+    "steps": ("steps", 0),
+    "gradients": ("gradients", 0),
+    "products": ("products", 0),
+    "time_share": ("time / retraining", 2),
+    "time_share_compiled": ("with compilation", 2),
+    "peak": ("peak, MiB", 0),
+}
+ROW = {
+    "distance": ("distance", 2),
+    "forget_kl": ("KL forget", 2),
+    "retain_kl": ("KL retain", 3),
+    "unseen_kl": ("KL unseen", 2),
+    "forget_exact_memorisation": ("exact forget", 2),
+    "retain_exact_memorisation": ("exact retain", 3),
+    "exposure": ("exposure, bits", 1),
+}
+
+
+def show(out: Path, machine: str) -> None:
+    """Writes `tables.md`, `results.json` and a picture a problem into `out`."""
+    found: dict[str, Any] = {}
+    parts = ["# Methods compared", machine]
+    for problem in sorted(path.name for path in (out / "units").iterdir()):
+        folder = out / "units" / problem
+        frames = _over(folder, "frame-*.json")
+        found[problem] = {"frame": frames, "regimes": {}}
+        columns: dict[str, dict[str, Numbers]] = {}
+        for regime in (name for name in REGIMES if (folder / name).is_dir()):
+            results = {method: _method(folder / regime / method) for method in CANDIDATES}
+            results = {method: one for method, one in results.items() if one is not None}
+            found[problem]["regimes"][regime] = results
+            parts += [f"## {problem}, retain set: {regime}", *_tables(frames, results)]
+            columns[regime] = results
+        if any(columns.values()):
+            _picture(out / f"{problem}.png", frames, columns)
+    _write(out / "tables.md", "\n\n".join(parts) + "\n")
+    _write(out / "results.json", json.dumps(found, indent=1))
+
+
+def _method(folder: Path) -> Numbers | None:
+    chosen = folder / "chosen.json"
+    if not chosen.exists():
+        return None
+    about = json.loads(chosen.read_text())
+    return about | {"once": _over(folder, "once-*.json"), "row": _over(folder, "row-*.json")}
+
+
+def _over(folder: Path, pattern: str) -> list[Numbers]:
+    """The units of all seeds."""
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(pattern))]
+
+
+def _tables(frames: list[Numbers], results: dict[str, Numbers]) -> list[str]:
+    ranked = sorted(results, key=lambda name: _mean(_values(results[name]["once"], "numbers", "distance")))
+    quality = [[name, *_cells([f[name] for f in frames], QUALITY)] for name in FRAME]
+    quality += [[name, *_cells(_picked(results[name]["once"], "numbers"), QUALITY)] for name in ranked]
+    costs = [[name, *_cells(_picked(results[name]["once"], "cost"), COSTS), _options(results[name])] for name in ranked]
+    tables = [
+        markdown(["at once", *(label for label, _ in QUALITY.values())], quality),
+        markdown(["cost", *(label for label, _ in COSTS.values()), "options"], costs),
+    ]
+    if any(one["row"] for one in results.values()):
+        rows = [[name, *_cells([f[name] for f in frames], ROW)] for name in FRAME]
+        by_end = sorted(results, key=lambda name: _mean(_values(results[name]["row"], "numbers", "distance")))
+        rows += [[name, *_cells(_picked(results[name]["row"], "numbers"), ROW)] for name in by_end]
+        tables.append(markdown(["ten requests in a row", *(label for label, _ in ROW.values())], rows))
+    failed = [f"{name}: {one['error']}" for name in results for one in results[name]["once"] if "error" in one]
+    return tables + (["Failed: " + "; ".join(failed)] if failed else [])
+
+
+def _picked(units: list[Numbers], part: str) -> list[Numbers]:
+    return [unit[part] for unit in units if part in unit]
+
+
+def _values(units: list[Numbers], part: str, name: str) -> list[float | None]:
+    return [one.get(name) for one in _picked(units, part)]
+
+
+def _cells(rows: list[Numbers], columns: dict[str, tuple[str, int]]) -> list[str]:
+    return [_cell([row.get(name) for row in rows], digits) for name, (_, digits) in columns.items()]
+
+
+def _cell(values: list[float | None], digits: int) -> str:
+    """Mean and half the 95% interval of Student's t over the seeds; a seed without a number is said."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    scale = 2**20 if max(known) > 1e6 else 1
+    known = [value / scale for value in known]
+    mean = f"{np.mean(known):.{digits}f}"
+    if len(known) > 1:
+        from scipy.stats import t
+
+        half = t.ppf(0.975, len(known) - 1) * np.std(known, ddof=1) / len(known) ** 0.5
+        mean += f" ± {half:.{digits}f}" if half >= 0.5 * 10.0**-digits else ""
+    return mean + (f" ({len(known)} of {len(values)})" if len(known) < len(values) else "")
+
+
+def _mean(values: list[float | None]) -> float:
+    """For ranking: a model that broke on any seed comes last."""
+    return float("inf") if not values or None in values else float(np.mean(values))
+
+
+def _options(result: Numbers) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in result["options"].items())
+
+
+def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Numbers]]) -> None:
+    """Forgetting against keeping: one panel a regime, one point a method, the seed floor as a corner."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    marks = {"first": ("o", "#1f77b4"), "second": ("D", "#d62728"), "edit": ("s", "#7f7f7f")}
+    names = {"first": "first order", "second": "second order", "edit": "one-shot edit"}
+    shown = [regime for regime in regimes if regimes[regime]]
+    figure, panels = plt.subplots(
+        1, len(shown), figsize=(5.2 * len(shown), 4.6), squeeze=False, sharey=True, layout="constrained"
+    )
+    for panel, regime in zip(panels[0], shown, strict=True):
+        floor = [_average(frames, lambda f, k=key: f["seed floor"][k]) for key in ("forget_kl", "retain_kl")]
+        panel.fill_between(
+            [1e-3, floor[0]], [1e-4, 1e-4], [floor[1]] * 2, color="#2ca02c", alpha=0.15, label="seed floor"
+        )
+        before = [_average(frames, lambda f, k=key: f["before"][k]) for key in ("forget_kl", "retain_kl")]
+        panel.plot(*before, "k*", markersize=11, label="before")
+        seen: set[str] = set()
+        for method, result in regimes[regime].items():
+            point = [_mean(_values(result["once"], "numbers", key)) for key in ("forget_kl", "retain_kl")]
+            if not np.all(np.isfinite(point)):
+                continue
+            order = CANDIDATES[method].order
+            mark, colour = marks[order]
+            label = None if order in seen else names[order]
+            seen.add(order)
+            panel.plot(*point, mark, color=colour, markersize=6, label=label)
+            panel.annotate(method, point, fontsize=6, xytext=(3, 3), textcoords="offset points")
+        panel.set(
+            xscale="log", yscale="log", title=f"retain set: {regime}", xlabel="KL to retrained on forget, nats/token"
+        )
+        panel.set_xlim(left=0.6 * floor[0])
+        panel.set_ylim(bottom=0.6 * min(floor[1], before[1]))
+        panel.grid(alpha=0.25, which="both")
+    panels[0][0].set_ylabel("KL to retrained on retain, nats/token")
+    panels[0][0].legend(fontsize=7, loc="upper left")
+    with files.new_file(path, replace=True) as temporary:
+        figure.savefig(temporary, dpi=130, format="png")
+    plt.close(figure)
+
+
+def _average(frames: list[Numbers], pick: Callable[[Numbers], float]) -> float:
+    return float(np.mean([pick(frame) for frame in frames]))
+
+
+def _write(path: Path, text: str) -> None:
+    with files.new_file(path, replace=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")

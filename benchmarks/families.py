@@ -1,0 +1,190 @@
+"""What works for each model family, measured against torch transformers, as the table of the README.
+
+    python benchmarks/families.py            # prints the table
+    python benchmarks/families.py --write    # and puts it between the markers of README.md
+
+Each row is a tiny random model of `family_models.py`. Errors are largest absolute differences from torch in float32:
+of logits (padded on the right, and on the left where generation pads), of gradients of the mean next-token loss, and
+of every tensor of a saved model that torch loads again. The Hessian-vector product is compared with a central
+difference of gradients, as a share of its norm.
+"""
+
+import argparse
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __name__ == "__main__":
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from family_models import FAMILIES, Family, built, tokens, torch_logits
+from safetensors.numpy import load_file
+
+from jaxunlearn import models, sharding, tree
+from jaxunlearn.curvature import combine, partition
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+MARKERS = ("<!-- families: written by benchmarks/families.py -->", "<!-- /families -->")
+NEW_TOKENS = 64
+PROMPTS = [
+    [5, 9, 33, 12, 7, 41, 8, 22, 60, 3, 17, 29, 30],
+    [4, 4, 51, 9, 9, 31, 20, 14, 11, 6, 45, 3, 58, 13],
+    [50] * 13,
+]
+REAL = np.array([[1] * 20, [1] * 13 + [0] * 7])  # the second row is padded on the right
+
+
+class Derivatives(NamedTuple):
+    """Largest differences of logits and gradients from torch, the size of the latter, and the error of the product."""
+
+    logits: float
+    gradient: float
+    largest_gradient: float
+    product: float
+
+
+def derivatives(family: Family, folder: Path) -> Derivatives:
+    """Logits, gradient and Hessian-vector product of the mean loss over real tokens."""
+    ids = tokens(REAL.shape[1])
+    expected = torch_logits(family.torch, ids, REAL)
+    chosen = torch.log_softmax(expected[:, :-1], -1).gather(-1, torch.tensor(ids[:, 1:, None], dtype=torch.long))
+    weights = torch.tensor(REAL[:, 1:])
+    (-(chosen[..., 0] * weights).sum() / weights.sum()).backward()
+
+    def loss(params: Any) -> tuple[Any, Any]:
+        logits = family.model.logits(params, ids)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), jnp.asarray(ids)[:, 1:, None], -1)[..., 0]
+        return -jnp.sum(chosen * REAL[:, 1:]) / REAL[:, 1:].sum(), logits
+
+    @jax.jit
+    def orders(params: Any, v: Any) -> tuple[Any, Any, Any]:
+        gradient, product, logits = jax.jvp(jax.grad(loss, has_aux=True), (params,), (v,), has_aux=True)
+        return logits, gradient, product
+
+    v = tree.normal_like(jax.random.key(0), family.params)
+    v = tree.scale(1.0 / tree.norm(v), v)
+    logits, gradient, product = orders(family.params, v)
+    step = 1e-3 if family.model.source.config.hidden_act == "relu" else 1e-2  # kinks are to be missed
+    ends = [orders(tree.axpy(sign * step, v, family.params), v)[1] for sign in (1.0, -1.0)]
+    difference = tree.scale(0.5 / step, tree.sub(*ends))
+
+    models.save(folder, family.model, gradient)  # a gradient is laid out and named like the weights
+    ours = load_file(folder / "model.safetensors")
+    theirs = {name: weight.grad.numpy() for name, weight in family.torch.named_parameters()}
+    if "embed_out.weight" in ours:
+        theirs["embed_out.weight"] = theirs.pop("lm_head.weight")
+    assert ours.keys() == theirs.keys()
+    return Derivatives(
+        float(np.abs((np.asarray(logits) - expected.detach().numpy())[REAL > 0]).max()),
+        max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours),
+        max(float(np.abs(grad).max()) for grad in theirs.values()),
+        float(tree.norm(tree.sub(product, difference)) / tree.norm(product)),
+    )
+
+
+def round_trip(family: Family, folder: Path) -> tuple[float, float]:
+    """Largest difference of any tensor, and of logits, of a model saved in several files and loaded by torch."""
+    models.save(folder, family.model, family.params, max_shard_size=20_000)
+    again = transformers.AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    before, after = family.torch.state_dict(), again.state_dict()
+    assert before.keys() == after.keys()
+    with torch.no_grad():
+        logits = [torch_logits(module, tokens()) for module in (family.torch, again)]
+    return (
+        max(float((before[name].double() - after[name].double()).abs().max()) for name in before),
+        float((logits[0] - logits[1]).abs().max()),
+    )
+
+
+def greedy(family: Family) -> tuple[list[list[int]], list[list[int]]]:
+    """Continuations of a batch padded on the left, ours and torch's."""
+    ours = models.generate(family.model, family.params, PROMPTS, max_new_tokens=NEW_TOKENS)
+    width = max(map(len, PROMPTS))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+    out = family.torch.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False)
+    return ours, out[:, width:].tolist()
+
+
+def low_rank_step(family: Family) -> tuple[float, float, float]:
+    """On eight devices: how far untrained adapters change logits, and the loss before and after a step."""
+    mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+    model, params = models.load(family.folder, mesh=mesh)
+    model, params = models.add_lora(model, params, models.LoRA(rank=2), jax.random.key(0))
+    adapters, frozen = partition(params, models.is_lora)
+    ids = np.tile(tokens(), (2, 1))
+
+    def loss(adapters: Any, ids: Any) -> tuple[Any, Any]:
+        logits = model.logits(combine(adapters, frozen), ids)
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits[:, :-1]), ids[:, 1:, None], -1)
+        return -jnp.mean(chosen), logits
+
+    @jax.jit
+    def step(adapters: Any, ids: Any) -> tuple[Any, Any, Any]:
+        (value, logits), gradient = jax.value_and_grad(loss, has_aux=True)(adapters, ids)
+        return value, logits, tree.axpy(-0.5, gradient, adapters)
+
+    placed = sharding.shard_batch(ids, mesh)
+    before, logits, adapters = step(adapters, placed)
+    with torch.no_grad():
+        changed = np.abs(np.asarray(logits) - torch_logits(family.torch, ids).numpy()).max()
+    return float(changed), float(before), float(step(adapters, placed)[0])
+
+
+def row(case: str) -> str:
+    """One line of the table."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        family = built(case, folder / "torch")
+        found = derivatives(family, folder / "gradient")
+        tensors, logits = round_trip(family, folder / "saved")
+        ours, theirs = greedy(family)
+        changed, before, after = low_rank_step(family)
+    same = sum(a == b for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
+    cells = (
+        f"`{case}`" if "," not in case else f"`{case.split(',')[0]}`,{case.split(',')[1]}",
+        f"{found.logits:.0e}",
+        f"{found.gradient:.0e}",
+        f"{found.product:.0e}",
+        f"{before:.2f} to {after:.2f}" if after < before and changed < 1e-4 else "fails",
+        f"{max(tensors, logits):.0f}" if max(tensors, logits) == 0 else f"{max(tensors, logits):.0e}",
+        f"{same} of {sum(map(len, theirs))}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def table() -> str:
+    """The whole table, in Markdown; its rows are printed as they are measured."""
+    lines = [
+        "| family | logits | gradient | HVP | loss, a LoRA step on 8 devices | saved, loaded by torch | greedy tokens "
+        "equal to torch |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for case in FAMILIES:
+        lines.append(row(case))
+        print(lines[-1], flush=True)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table, and write it into the README if asked."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--write", action="store_true", help="put it between the markers of README.md")
+    settings = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    text = table()
+    if settings.write:
+        before, rest = README.read_text(encoding="utf-8").split(MARKERS[0])
+        after = rest.split(MARKERS[1])[1]
+        README.write_text(f"{before}{MARKERS[0]}\n{text}\n{MARKERS[1]}{after}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""`jaxunlearn canary insert` and `score`: secrets put into training records, and asked back from a model."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from jaxunlearn import data, models
+from jaxunlearn.data.canaries import CanaryTemplate
+from jaxunlearn.data.canary_key import Canary, key_rows, read_key
+from jaxunlearn.data.canary_key import insert as insert_among
+from jaxunlearn.evals import Measure, write_result
+from jaxunlearn.evals.attacks.canaries import canary_exposures
+from jaxunlearn.evals.attacks.exposure import Exposure
+from jaxunlearn.evals.attacks.families import exposure_measure
+from jaxunlearn.files import new_file
+from jaxunlearn.runs.evaluate import Counter
+from jaxunlearn.runs.inputs import reader
+from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.runs.settings import CanaryInsert, CanaryScore
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+COPIES = (1, 4, 16)
+
+
+def insert(settings: CanaryInsert) -> list[Canary]:
+    """Run it; returns the key.
+
+    Raises:
+        ValueError: bad input, or an output that exists, before anything is written.
+    """
+    if settings.out.resolve() == settings.key.resolve():
+        raise ValueError(f"--out and --key are both {settings.out}: the key must be a file of its own")
+    for flag, path in (("--out", settings.out), ("--key", settings.key)):
+        if path.exists():
+            raise ValueError(f"{flag} {path} exists already: nothing of yours is overwritten; choose another name")
+    fields = settings.text.fields
+    templates = [CanaryTemplate(text) for text in dict.fromkeys(settings.template)]
+    records = [record for source in settings.data for record in data.read(source, fields=fields)]
+    rows, key = insert_among(
+        [record.raw for record in records],
+        templates,
+        count=settings.count,
+        copies=settings.copies or COPIES,
+        fields=fields,
+        seed=settings.seed,
+    )
+    with new_file(settings.key) as key_file, new_file(settings.out) as out:
+        key_file.write_text(_lines(key_rows(key, fields)), encoding="utf-8")
+        out.write_text(_lines(rows), encoding="utf-8")
+    with Reporter() as reporter:
+        copies = sum(one.copies for one in key)
+        reporter.say(f"{len(records)} records and {len(key)} canaries, {copies} copies in all -> {settings.out}")
+        reporter.say(f"the key: {settings.key}. Whoever has it has the secrets.")
+    return key
+
+
+def score(settings: CanaryScore) -> Measure:
+    """Run it; returns the measure `canary_exposure`.
+
+    Raises:
+        ValueError: bad input, or an existing output file, before any weight is loaded.
+    """
+    if settings.out is not None and settings.out.exists():
+        raise ValueError(f"--out {settings.out} exists already: nothing of yours is overwritten; choose another name")
+    if settings.candidates < 2 or settings.batch_size < 1:
+        raise ValueError(
+            f"--candidates {settings.candidates}, --batch-size {settings.batch_size}: give at least 2 and at least 1"
+        )
+    key, reads = read_key(settings.key), reader(settings.model, settings.text)
+    mesh = settings.devices.mesh()
+    with Reporter() as reporter:
+        model, params = models.load(settings.model, mesh=mesh)
+        sizes = {one.template: min(one.template.size, settings.candidates) for one in key}
+        with reporter.stage("scoring candidates", sum(sizes.values())) as stage:
+            found = canary_exposures(
+                model,
+                params,
+                key,
+                reads.tokenizer,
+                max_length=reads.max_length,
+                candidates=settings.candidates,
+                method=settings.method,
+                seed=settings.seed,
+                batch_size=settings.batch_size,
+                mesh=mesh,
+                progress=Counter(stage),
+            )
+        reporter.console.print(table(key, found))
+        measure = exposure_measure(key, found, settings.seed)
+        if settings.out is not None:
+            write_result(settings.out, {"canary_exposure": measure})
+            reporter.say(f"all numbers -> {settings.out}")
+    return measure
+
+
+def table(key: Sequence[Canary], found: Sequence[Exposure]) -> "Table":
+    """Exposure of each canary, the most exposed first."""
+    from rich.table import Table
+
+    shown = Table(
+        title="Exposure of canaries",
+        caption="bits: log2 |R| if the model would guess the secret first; 1.44 on average if it never saw it.",
+        caption_justify="left",
+        title_justify="left",
+    )
+    for name, justify in (("template", "left"), ("copies", "right"), ("bits", "right"), ("interval", "right"),
+                          ("of", "right"), ("rank", "right"), ("method", "left")):  # fmt: skip
+        shown.add_column(name, justify=justify)
+
+    for one, value in sorted(zip(key, found, strict=True), key=lambda pair: -pair[1].bits):
+        fit = "" if value.fit_p_value is None else f", KS p {value.fit_p_value:.2g}"
+        low, high = value.interval
+        shown.add_row(
+            one.template.text.replace("[", "\\["),
+            str(one.copies),
+            f"{value.bits:.2f}",
+            "exact" if value.method == "exact" else f"{low:.2f} to {high:.2f}",
+            f"{math.log2(value.space):.2f}",
+            f"{value.rank:.4g}",
+            f"{value.method}, {value.candidates} others{fit}",
+        )
+    return shown
+
+
+def _lines(rows: Sequence) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)

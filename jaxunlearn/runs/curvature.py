@@ -1,0 +1,137 @@
+"""`jaxunlearn curvature`: curvature of what is to be kept, taken once and stored, so that no later request needs it.
+
+The folder serves any method with an option `factors`; a request then runs without `--retain`:
+
+    jaxunlearn curvature --model tuned --data all.jsonl --out kept
+    jaxunlearn unlearn --model tuned --forget forget.jsonl --method kfade --option factors=kept --out forgotten
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxunlearn import curvature, models
+from jaxunlearn.curvature import EKFAC, KFAC, EmpiricalFisher, Store
+from jaxunlearn.curvature.kronecker import (
+    KroneckerEigen,
+    KroneckerFactors,
+    eigendecompose,
+    kronecker_factors,
+    second_moments,
+)
+from jaxunlearn.data import Encoded, batches, collate, shapes_of, steps_per_epoch
+from jaxunlearn.files import refuse_folder, write_new
+from jaxunlearn.runs import record as records
+from jaxunlearn.runs.inputs import reader
+from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.runs.settings import StoreCurvature
+from jaxunlearn.sharding import shard_batch
+from jaxunlearn.types import Batch, Model, Params
+
+
+def store_curvature(settings: StoreCurvature) -> Path:
+    """Run it; returns the output folder.
+
+    Raises:
+        ValueError: bad input or an existing output folder, before any weight is loaded.
+    """
+    refuse_folder(settings.out)
+    for name in ("batch_size", "samples", "draws"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"--{name} {getattr(settings, name)}: give at least 1".replace("_", "-"))
+    if settings.kind == "gradients" and settings.only:
+        raise ValueError("--only chooses parameters for Kronecker factors; gradients are kept whole: leave it out")
+    encoded = reader(settings.model, settings.text).read(*settings.data)
+    start = time.monotonic()
+    with Reporter() as reporter:
+        mesh = settings.devices.mesh()
+        model, params = models.load(settings.model, mesh=mesh)
+        if settings.kind == "gradients":
+            with reporter.stage("taking gradients", 1) as stage:
+                store = _gradients(settings, model, params, encoded, mesh)
+                stage.advance()
+        else:
+            passes = 2 if settings.kind == "ekfac" else 1
+            with reporter.stage("taking factors", passes * steps_per_epoch(len(encoded), settings.batch_size)) as stage:
+                recipe = (EKFAC if settings.kind == "ekfac" else KFAC)(
+                    samples=settings.draws, only=settings.only or ("*",), eigen="host"
+                )
+                store = factors(
+                    recipe, model, params, encoded,
+                    batch_size=settings.batch_size, seed=settings.seed, mesh=mesh, advance=stage.advance,
+                )  # fmt: skip
+        curvature.save(settings.out, store)
+        # What it belongs to, for a person and for the run that reads it.
+        facts = {
+            "weights": records.digest(models.resolve(settings.model)),
+            "records": len(encoded),
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        inputs = {"model": settings.model, **{f"data_{i}": path for i, path in enumerate(settings.data)}}
+        text = records.record("curvature", settings, inputs, digests={"model": facts["weights"]}, **facts)
+        write_new(settings.out / records.FILE, text.encode())
+        size = sum(file.stat().st_size for file in settings.out.glob("*.safetensors"))
+        reporter.say(f"{settings.kind} of {len(encoded)} records, {size / 2**20:.1f} MiB -> {settings.out}")
+    return settings.out
+
+
+def warn_if_moved(folder: str | Path, weights: str | None) -> str | None:
+    """In words that stored curvature belongs to other weights than `weights`, if its record says so."""
+    found = (records.read_record(folder) or {}).get("weights")
+    if found is None or found == weights:
+        return None
+    return (
+        f"the curvature in {folder} was taken at other weights than those of this model: the farther they are apart, "
+        "the less it says about what is kept (`jaxunlearn curvature` takes it anew)"
+    )
+
+
+def factors(
+    recipe: KFAC | EKFAC,
+    model: Model,
+    params: Params,
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int,
+    seed: int = 0,
+    mesh: jax.sharding.Mesh | None = None,
+    advance: Callable[[], None] | None = None,
+) -> KroneckerEigen:
+    """Eigendecomposed factors summed over all records: one pass for K-FAC, two for EK-FAC.
+
+    Args:
+        recipe: what is approximated; labels of batch i are drawn with seed `seed + i`.
+        model, params: at which.
+        encoded: the records.
+        batch_size: records of a batch.
+        seed: of the labels.
+        mesh: where batches are put.
+        advance: called after each batch.
+    """
+
+    def summed(take: Callable[[int, Batch], KroneckerFactors]) -> KroneckerFactors:
+        total = None
+        for number, one in enumerate(batches(encoded, min(batch_size, len(encoded)), shuffle=False)):
+            found = take(seed + number, shard_batch(one.batch, mesh))
+            total = found if total is None else total + found
+            if advance is not None:
+                advance()
+        return total
+
+    eigen = eigendecompose(summed(lambda s, batch: kronecker_factors(model, params, batch, recipe, seed=s)), params)
+    if not isinstance(recipe, EKFAC):
+        return eigen
+    vectors = eigen.vectors
+    return eigen.with_moments(summed(lambda s, batch: second_moments(model, params, batch, recipe, vectors, seed=s)))
+
+
+def _gradients(settings: StoreCurvature, model: Model, params: Params, encoded: Sequence[Encoded], mesh) -> Store:
+    """Gradients of a random sample of the records."""
+    count = min(settings.samples, len(encoded))
+    rows = np.random.default_rng(settings.seed).choice(len(encoded), count, replace=False)
+    length, places = shapes_of(encoded)
+    batch = shard_batch(collate([encoded[row] for row in rows], length=length, places=places), mesh)
+    return curvature.store_rows(EmpiricalFisher(count)(model, params, batch))

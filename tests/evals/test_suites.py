@@ -1,0 +1,275 @@
+"""Suites on a bigram model over characters: each number by another route, what is shared done once, gaps named."""
+
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+
+from jaxunlearn.data import encode, from_rows
+from jaxunlearn.data.layouts import MuseData
+from jaxunlearn.evals import METRICS, Run, run_suites, score, why_missing
+from jaxunlearn.evals.conflict import worded
+from jaxunlearn.evals.multiple_choice import choices
+from jaxunlearn.evals.suites import Choice, KnowUnDo, Privacy, memorisation_suite, muse_suite, runner, tofu_suite
+
+from .letters import ALPHABET, MODEL, TOKENIZER, encoded, generate, table, word
+from .test_text_metrics import f1_by_hand
+
+LENGTH = 400
+RUN = Run(MODEL, table(0), TOKENIZER)
+
+
+def texts(count, length, seed):
+    rng = np.random.default_rng(seed)
+    return from_rows([{"text": "".join(rng.choice(list("abcdefgh ."), length))} for _ in range(count)])
+
+
+def muse_data():
+    rng = np.random.default_rng(3)
+    asked = lambda n: [{"question": f"{word(rng)}?", "answer": f"{word(rng)} {word(rng)}"} for _ in range(n)]
+    verbmem = [{"prompt": f"{word(rng)} ", "gt": " ".join(word(rng) for _ in range(40))} for _ in range(5)]
+    parts = (texts(6, 30, seed) for seed in (4, 5, 6))
+    return MuseData(verbmem, asked(4), asked(2), asked(4), asked(2), *parts)
+
+
+def question(rng, task):
+    return {
+        "question": word(rng),
+        "choices": [word(rng) for _ in range(4)],
+        "answer": int(rng.integers(4)),
+        "task": task,
+    }
+
+
+@pytest.fixture(scope="module")
+def rows():
+    rng = np.random.default_rng(8)
+    return [question(rng, task) for task in ("law", "law", "art", "art", "art")]
+
+
+@pytest.fixture(scope="module")
+def suites(rows):
+    forget, retain = encoded(7, 0), encoded(5, 1)
+    holdout = encoded(6, 2, wrong=0, paraphrase=False)
+    return [
+        memorisation_suite(TOKENIZER, forget=forget, retain=retain, new_tokens=9, max_length=LENGTH),
+        muse_suite(muse_data(), TOKENIZER, max_length=LENGTH),
+        KnowUnDo(forget, retain),
+        Privacy(forget, holdout),
+        Choice(choices(rows, TOKENIZER, max_length=LENGTH)),
+    ]
+
+
+@pytest.fixture(scope="module")
+def found(suites):
+    return run_suites(suites, RUN, generate=generate, max_length=LENGTH)
+
+
+def nll_of(tokens, places):
+    log_p = log_softmax(np.asarray(table(0), np.float64), axis=-1)
+    return -log_p[np.asarray(tokens)[np.asarray(places) - 1], np.asarray(tokens)[places]]
+
+
+def test_every_row_is_there_with_values_and_intervals_or_a_reason(found, suites):
+    assert set(found) == {name for suite in suites for name in suite.rows}
+    assert set(found) <= set(METRICS)
+    json.dumps(found, allow_nan=False)
+    missing = {name: why_missing(m) for name, m in found.items() if why_missing(m)}
+    assert missing == {
+        "forget_k_extractable": "no text has 100 tokens with the first 50 as its beginning",
+        "muse_privleak": "no retrained model given",
+        "muse_privleak_open_unlearning": "no retrained model given",
+    }
+    for name, measure in found.items():
+        if name not in missing:
+            low, high = measure["interval"]
+            assert low <= measure["agg_value"] <= high, name
+            assert len(measure["value_by_index"]) == measure["n"] > 0, name
+
+
+def test_perplexity_weighs_tokens(found, suites):
+    rows = [nll_of(one.tokens, np.flatnonzero(one.loss_mask)) for one in suites[0].forget]
+    assert found["forget_perplexity"]["agg_value"] == pytest.approx(np.exp(np.concatenate(rows).mean()), rel=1e-5)
+    assert found["forget_perplexity"]["value_by_index"]["2"] == pytest.approx(np.exp(rows[2].mean()), rel=1e-5)
+    assert found["knowundo_unlearn_perplexity"]["agg_value"] == found["forget_perplexity"]["agg_value"]
+
+
+def test_extraction_likelihood_by_continuing_every_prefix(found, suites):
+    measure = found["forget_el_10"]
+    for i, one in enumerate(suites[0].forget):
+        places = np.flatnonzero(one.loss_mask)
+        truth, start, T = one.tokens[places].tolist(), places[0], len(places)
+        if T <= 10:
+            assert str(i) not in measure["value_by_index"]
+            continue
+        total = 0.0
+        for k in range(1, T):
+            prefix = one.tokens[: start + k].tolist()
+            [written] = generate(MODEL, table(0), [prefix], max_new_tokens=T - k, stop_ids=())
+            grams, suffix = ([tuple(r[j : j + 10]) for j in range(len(r) - 9)] for r in (written, truth[k:]))
+            total += sum(g in suffix for g in grams) / len(suffix) if suffix else 0.0
+        assert measure["value_by_index"][str(i)] == pytest.approx(total / (T - 10))
+    assert measure["n"] + measure["too_short"] == 7
+
+
+def test_a_memorising_model_extracts_everything():
+    """A bigram table that maps each letter to the next one, and z to the end, writes the alphabet by heart."""
+    cycle = 20.0 * jnp.roll(jnp.eye(table(0).shape[0]), 1, axis=1)
+    cycle = cycle.at[ALPHABET.index("z") + 2, 1].set(40.0)
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    forget = encode(from_rows([{"prompt": letters[:3], "completion": letters[3:]}]), TOKENIZER, max_length=64)
+    whole = encode(from_rows([{"text": "a" * 120}]), TOKENIZER, max_length=130)
+    still = 20.0 * jnp.eye(table(0).shape[0])
+    memorised = memorisation_suite(TOKENIZER, forget=forget, max_length=64)
+    result = run_suites([memorised], RUN._replace(params=cycle), generate=generate, max_length=64)
+    assert result["forget_el_10"]["agg_value"] == pytest.approx(1.0)
+    # The prompt ends with the space that joins it, after which the table does not go on with d.
+    assert result["forget_extraction_strength"]["agg_value"] == pytest.approx(1 - 1 / 24)
+    repeated = memorisation_suite(TOKENIZER, forget=whole, max_length=130)
+    result = run_suites([repeated], RUN._replace(params=still), generate=None)
+    assert result["forget_k_extractable"]["agg_value"] == 1.0
+    assert result["forget_el_10"]["skipped"] == "generation was not asked for"
+
+
+def test_conflicting_statements_are_scored_in_both_wordings(found, suites):
+    for wording in ("formal", "informal"):
+        wins = []
+        for one in suites[0].forget:
+            pair = [one.record.completion, one.record.raw["perturbed_answer"][0]]
+            nll = []
+            for text in pair:
+                tokens = TOKENIZER(worded(text, wording))["input_ids"][0]
+                nll.append(nll_of([0, *tokens], np.arange(1, len(tokens) + 1)).mean())
+            wins.append(0.5 if nll[0] == nll[1] else float(nll[0] < nll[1]))
+        assert list(found[f"forget_conflict_{wording}"]["value_by_index"].values()) == wins
+
+
+def test_muse_by_generating_and_comparing_one_at_a_time(found):
+    data = muse_data()
+    for key, rows, solved in (
+        ("muse_knowmem_forget", data.forget_qa, data.forget_icl),
+        ("muse_knowmem_retain", data.retain_qa, data.retain_icl),
+    ):
+        shots = "".join(f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in solved)
+        for i, row in enumerate(rows):
+            prompt = [0, *TOKENIZER(f"{shots}Question: {row['question']}\nAnswer: ")["input_ids"][0]]
+            [written] = generate(MODEL, table(0), [prompt], max_new_tokens=32, stop_ids=(1,))
+            answer = TOKENIZER.decode(written).strip().split("\n\n")[0]
+            assert found[key]["value_by_index"][str(i)] == pytest.approx(f1_by_hand(answer, row["answer"]))
+    for i, row in enumerate(data.verbmem):
+        prompt = [0, *TOKENIZER(row["prompt"])["input_ids"][0]]
+        [written] = generate(MODEL, table(0), [prompt], max_new_tokens=128, stop_ids=(1,))
+        expected = f1_by_hand(TOKENIZER.decode(written).strip(), row["gt"][:128])
+        assert found["muse_verbmem_forget"]["value_by_index"][str(i)] == pytest.approx(expected)
+
+
+def test_privleak_needs_the_retrained_result_and_is_zero_against_itself(found, suites):
+    again = run_suites(suites[1:2], RUN._replace(reference_result=found), generate=None)
+    assert again["muse_privleak"]["agg_value"] == again["muse_privleak_open_unlearning"]["agg_value"] == 0.0
+    other = run_suites(suites[1:2], RUN._replace(params=table(7), reference_result=found), generate=None)
+    ours, theirs = other["muse_min_k_auc"]["agg_value"], found["muse_min_k_auc"]["agg_value"]
+    assert other["muse_privleak"]["agg_value"] == pytest.approx(((1 - ours) - (1 - theirs)) / (1 - theirs) * 100)
+
+
+def test_choices_by_scoring_each_alone(found, rows):
+    picked = []
+    for row in rows:
+        means = []
+        for text in row["choices"]:
+            ids = TOKENIZER(f"Question: {row['question']}\nAnswer: {text}")["input_ids"][0]
+            start = len(ids) - len(text) + 1
+            means.append(nll_of([0, *ids], np.arange(start, len(ids) + 1)).mean())
+        picked.append(int(np.argmin(means)))
+    right = [float(p == row["answer"]) for p, row in zip(picked, rows, strict=True)]
+    assert list(found["choice_accuracy"]["value_by_index"].values()) == right
+    assert found["choice_accuracy"]["by_task"] == {
+        "art": {"mean": pytest.approx(np.mean(right[2:])), "n": 3},
+        "law": {"mean": pytest.approx(np.mean(right[:2])), "n": 2},
+    }
+
+
+def test_letters_are_scored_after_a_question_that_lists_the_choices(rows):
+    asked = choices(rows[:1], TOKENIZER_WITH_CAPITALS, style="letters", max_length=LENGTH)
+    texts = [TOKENIZER_WITH_CAPITALS.decode(one.tokens) for one in asked.encoded]
+    assert [text[-1] for text in texts] == list("ABCD")
+    assert all(f"B. {rows[0]['choices'][1]}" in text for text in texts)
+    assert [int(one.loss_mask.sum()) for one in asked.encoded] == [1, 1, 1, 1]
+
+
+class Capitals:
+    """One token a character of any text."""
+
+    bos_token_id, eos_token_id, is_fast = 0, 1, True
+
+    def __call__(self, texts, **_):
+        return {
+            "input_ids": [[ord(c) + 2 for c in text] for text in texts],
+            "offset_mapping": [[(i, i + 1) for i in range(len(text))] for text in texts],
+        }
+
+    def decode(self, ids, skip_special_tokens=True):
+        return "".join(chr(i - 2) for i in ids if i > 1)
+
+
+TOKENIZER_WITH_CAPITALS = Capitals()
+
+
+def test_shared_texts_are_scored_once_and_shared_prompts_continued_once(suites, monkeypatch):
+    scored, asked = [], []
+
+    def counted(model, params, examples, **options):
+        scored.append([id(example) for example in examples])
+        return score(model, params, examples, **options)
+
+    def counted_generate(model, params, prompts, *, max_new_tokens, stop_ids):
+        asked.extend((tuple(prompt), max_new_tokens, stop_ids) for prompt in prompts)
+        return generate(model, params, prompts, max_new_tokens=max_new_tokens, stop_ids=stop_ids)
+
+    monkeypatch.setattr(runner, "score", counted)
+    forget, retain = suites[0].forget, suites[0].retain
+    tofu = tofu_suite(TOKENIZER, forget=forget, retain=retain, new_tokens=9, max_length=LENGTH)
+    run_suites([*suites, tofu], RUN, generate=counted_generate, max_length=LENGTH)
+    assert len(scored) == 1
+    assert len(scored[0]) == len(set(scored[0]))
+    assert len(asked) == len(set(asked))
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_batch_size_changes_no_number(found, suites, batch_size):
+    other = run_suites(suites, RUN._replace(batch_size=batch_size), generate=generate, max_length=LENGTH)
+    for name, measure in other.items():
+        if why_missing(measure) is None:
+            assert measure["agg_value"] == pytest.approx(found[name]["agg_value"], rel=1e-5, abs=1e-6), name
+
+
+def test_a_model_that_broke_is_reported_not_averaged(suites):
+    broken = run_suites(suites, RUN._replace(params=table(0) * jnp.nan), generate=None)
+    json.dumps(broken, allow_nan=False)
+    assert {name for name, m in broken.items() if m["agg_value"] is not None} == set()
+
+
+def test_a_metric_of_ones_own_joins_the_same_pass(suites):
+    class Longest:
+        """How many loss tokens the longest text has."""
+
+        name, rows = "longest", {"longest": METRICS["forget_nll"]._replace(label="Longest")}
+
+        def texts(self):
+            return {"all": suites[0].forget}
+
+        def prompts(self, scores):
+            return {}
+
+        def measure(self, seen):
+            return {"longest": {"agg_value": float(seen.scores["all"].tokens.max())}}
+
+    from jaxunlearn.evals import catalogue, register
+
+    register(Longest.rows)
+    try:
+        result = run_suites([Longest()], RUN)
+    finally:
+        del catalogue.METRICS["longest"]
+    assert result["longest"]["agg_value"] == max(int(one.loss_mask.sum()) for one in suites[0].forget)
