@@ -10,6 +10,7 @@ All are called once a round, interleaved, so that a busy moment of the machine h
 and the ratio is of medians. Real tokens count, padding does not.
 
     python benchmarks/evaluation.py
+    OMP_NUM_THREADS=1 taskset -c 0 python benchmarks/evaluation.py --clock processor
     python benchmarks/evaluation.py --hidden 512 --layers 8 --vocabulary 32000 --rounds 5 --json evaluation.json
 """
 
@@ -18,6 +19,7 @@ import importlib.util
 import json
 import statistics
 import tempfile
+import time
 from collections.abc import Callable
 
 import jax
@@ -50,7 +52,8 @@ def main() -> None:
     prompts = [rng.integers(3, asked.vocabulary, asked.prompt).tolist() for _ in range(asked.prompts)]
     scoring = _scoring(model, params, texts, asked.batch_size)
     writing = _writing(model, params, prompts, asked.new)
-    seconds = samples(scoring, asked.rounds) | samples(writing, asked.rounds, pause=0.5)
+    clock = {"wall": time.perf_counter, "processor": time.process_time}[asked.clock]
+    seconds = samples(scoring, asked.rounds, clock) | samples(writing, asked.rounds, clock, pause=0.5)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     print(
         f"Decoder of {size:,} parameters (vocabulary {asked.vocabulary}, hidden {asked.hidden}, {asked.layers} layers)."
@@ -129,14 +132,15 @@ def _arguments() -> argparse.Namespace:
         "hidden": 256,
         "layers": 8,
         "vocabulary": 4096,
-        "texts": 96,
+        "texts": 64,
         "batch-size": 16,
         "prompts": 8,
         "prompt": 32,
         "new": 64,
-        "rounds": 7,
+        "rounds": 5,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="see measure.samples")
     parser.add_argument("--json")
     return parser.parse_args()
 

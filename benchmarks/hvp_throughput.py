@@ -24,9 +24,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from hlo import matmul_flops
 from measure import markdown, samples, where
 from routes import REPEATED, SIZES, Problem, Program, ours, plain, problem
+
+from jaxunlearn.sharding.program import matmul_flops
 
 
 class Row(NamedTuple):

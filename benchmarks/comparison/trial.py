@@ -32,6 +32,7 @@ from jaxunlearn.unlearn import init, unlearn_step
 ADAMW = optax.inject_hyperparams(optax.adamw, static_args="weight_decay")(learning_rate=1.0, weight_decay=0.0)
 LORA = Trainable(lora_rank=8)
 UNLEARNING_RANK = 8
+SHARE_OF_STEPS = 4  # a tenth of the forget set gets at most a quarter of the steps
 
 
 class Cost(NamedTuple):
@@ -103,11 +104,12 @@ def _made(make: Callable[..., Method], options: tuple) -> Method:
 
 def at_once(candidate: Candidate, options: Options, problem: Problem, regime: str) -> Run:
     """The whole forget set as one request."""
-    return _forget(candidate, options, problem, regime, problem.model, problem.before, problem.sets["forget"], 1)
+    everything = problem.sets["forget"]
+    return _forget(candidate, options, problem, regime, problem.model, problem.before, everything, 1, candidate.steps)
 
 
 def in_a_row(candidate: Candidate, options: Options, problem: Problem, regime: str) -> Iterator[Run]:
-    """The forget set as ten requests, one after the other; yields the run so far after each.
+    """The forget set as ten requests, one after the other, with a quarter of the steps each; yields the run so far.
 
     Every request starts from the model that the last one left, with the references of that model. What a candidate
     adds to the model (adapters, unlearning layers) is merged or kept, and trained on.
@@ -115,7 +117,8 @@ def in_a_row(candidate: Candidate, options: Options, problem: Problem, regime: s
     model, params, cost = problem.model, problem.before, Cost()
     for number, rows in enumerate(problem.requests):
         request = [problem.sets["forget"][row] for row in rows]
-        run = _forget(candidate, options, problem, regime, model, params, request, number)
+        steps = -(-candidate.steps // SHARE_OF_STEPS)
+        run = _forget(candidate, options, problem, regime, model, params, request, number, steps)
         model, params, cost = run.model, run.params, cost.plus(run.cost)
         yield Run(model, params, cost)
 
@@ -129,6 +132,7 @@ def _forget(
     params: Params,
     forget: list[data.Encoded],
     number: int,
+    most: int,
 ) -> Run:
     method, retain = method_of(candidate, options, problem, regime), retain_of(problem, regime)
     model, params, select = _added(candidate, model, params, forget, retain, number)
@@ -138,12 +142,10 @@ def _forget(
     if "learning_rate" in options:
         state = state._replace(opt_state=_with_rate(state.opt_state, options["learning_rate"]))
     batch_size, retain_size = min(candidate.rows[0], len(forget)), min(candidate.rows[1], len(retain))
-    pairs = data.pair(
-        forget, retain, batch_size, retain_size=retain_size, seed=problem.seed + number, epochs=candidate.steps
-    )
+    pairs = data.pair(forget, retain, batch_size, retain_size=retain_size, seed=problem.seed + number, epochs=most)
     steps, products, seconds = 0, 0, 0.0
     program = compiling = None
-    for one, _ in zip(pairs, range(candidate.steps), strict=False):
+    for one, _ in zip(pairs, range(most), strict=False):
         batch = jax.device_put(stored.complete(one)._replace(curvature=kept))
         if program is None:
             start = time.process_time()

@@ -12,6 +12,8 @@ COMMANDS = {
     "compare": "compare two result files, ours or published ones: Forget Quality, Model Utility, every metric",
     "attack": "stress-test forgetting: membership, relearning, rounding, probes; says what came back",
     "canary": "insert made-up secrets into training records, or score how exposed they are",
+    "plan": "compile a step for TPUs you do not have: does it fit, what is sent, what bounds its time",
+    "doctor": "report versions, devices and settings, and check that products come out right here",
     "methods": "list the unlearning methods, what they need, and their options",
 }
 

@@ -1,8 +1,8 @@
 """Stored curvature of any form in a folder: Kronecker factors, or the rows of a low-rank matrix.
 
 `save` writes what `Stored` reads and `load` brings it back onto the mesh of the parameters, whichever form it is; a
-method's `factors` option names such a folder. Rows take m times the size of the parameters in f32, where m is the number
-of gradients or Ritz vectors.
+method's `factors` option names such a folder. Rows take m times the size of the parameters in f32, where m is the
+number of gradients or Ritz vectors.
 """
 
 from pathlib import Path
@@ -61,8 +61,8 @@ def load(folder: str | Path, params: Params) -> Store:
         return kronecker.load(folder, params)
     if not array_folder.holds(folder, ROWS):
         raise ValueError(
-            f"{folder} holds no stored curvature (kronecker-*.safetensors or rows-*.safetensors); `jaxunlearn curvature`"
-            " and curvature.save write such a folder"
+            f"{folder} holds no stored curvature (kronecker-*.safetensors or rows-*.safetensors); "
+            "`jaxunlearn curvature` and curvature.save write such a folder"
         )
     about = array_folder.description(folder, ROWS)
     stored, here = about["shapes"], {path: list(leaf.shape) for path, leaf in paths_of(params)}

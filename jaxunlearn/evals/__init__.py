@@ -7,6 +7,7 @@ it, `suites` over published benchmarks. Every family of metrics owns its rows; `
 from jaxunlearn.evals.attacks.catalogue import ATTACK_METRICS
 from jaxunlearn.evals.bootstrap import bootstrap
 from jaxunlearn.evals.catalogue import METRICS, Metric, register
+from jaxunlearn.evals.coreset import coreset
 from jaxunlearn.evals.divergence import Divergence, kl
 from jaxunlearn.evals.faithfulness import faithfulness
 from jaxunlearn.evals.forget_quality import ForgetQuality, forget_quality
@@ -68,6 +69,7 @@ __all__ = [
     "attack",
     "bootstrap",
     "build",
+    "coreset",
     "evaluate",
     "exact_memorisation",
     "extraction_strength",

@@ -114,30 +114,32 @@ def _moments(model: Model, params: Params, batch: Batch) -> dict[str, Array]:
 
 
 def moments(logits: Float[Array, "B P V"], targets: Int[Array, "B P"]) -> dict[str, Array]:
-    """The four columns of `Scores` from logits, f32 or wider, in four passes over the vocabulary.
+    """The four columns of `Scores` from logits, f32 or wider.
 
-    Each is one fused reduction that reads the logits and writes a number a place. Were an exponential shared between
-    two of them, the compiler would write it out for the whole vocabulary, which takes longer than all four: so the
-    second moment has a form of its own, `exp(y + mu) y^2` with `y = log p - mu`.
+    Every line below that sums over the vocabulary becomes one fused loop that reads the logits and writes a number a
+    place. An exponential that two of them shared would be written out for the whole vocabulary, which takes longer
+    than all of them: so the second moment has a form of its own, `exp(mu) sum exp(y) y^2` with `y = log p - mu`, and
+    the arg-max is a comparison with the true token.
 
     Example:
         >>> found = moments(jnp.log(jnp.array([[[0.5, 0.25, 0.25]]])), jnp.array([[0]]))
-        >>> found["log_probs"].round(4).tolist(), found["hits"].tolist(), found["means"].round(4).tolist()
-        ([[-0.6931]], [[True]], [[-1.0397]])
+        >>> round(float(found["log_probs"][0, 0]), 4), bool(found["hits"][0, 0]), round(float(found["means"][0, 0]), 4)
+        (-0.6931, True, -1.0397)
     """
-    top = jnp.max(logits, axis=-1, keepdims=True)
-    log_sum = jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1, keepdims=True))
-    # A masked-out vocabulary entry has log p = -inf and p = 0; its share of an expectation is 0, not NaN.
-    log_p = jnp.maximum((logits - top) - log_sum, -1e4)
-    mean = jnp.sum(jnp.exp(log_p) * log_p, axis=-1, keepdims=True)
-    away = jnp.maximum((logits - top) - (log_sum + mean), -1e4)
+    top = jnp.max(logits, axis=-1)
+    log_sum = jnp.log(jnp.sum(jnp.exp(logits - top[..., None]), axis=-1))
+    # A masked-out vocabulary entry has log p = -inf and p = 0: bounded, its share of an expectation is 0 and not NaN.
+    log_p = logits - (top + log_sum)[..., None]
+    mean = jnp.sum(jnp.exp(log_p) * jnp.maximum(log_p, -1e30), axis=-1)
+    away = logits - (top + log_sum + mean)[..., None]
+    variance = jnp.exp(mean) * jnp.sum(jnp.exp(away) * jnp.minimum(away * away, 1e30), axis=-1)
     true = jnp.take_along_axis(logits, targets[..., None], axis=-1)
     ids = jnp.arange(logits.shape[-1], dtype=targets.dtype)
     beaten = jnp.any((logits > true) | ((logits == true) & (ids < targets[..., None])), axis=-1)
-    log_prob = ((true - top) - log_sum)[..., 0]
+    log_prob = (true[..., 0] - top) - log_sum
     return {
         "log_probs": log_prob,
         "hits": ~beaten & ~jnp.isnan(log_prob),
-        "means": mean[..., 0],
-        "stds": jnp.sqrt(jnp.sum(jnp.exp(away + mean) * away**2, axis=-1)),
+        "means": mean,
+        "stds": jnp.sqrt(variance),
     }

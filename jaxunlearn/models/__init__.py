@@ -15,6 +15,7 @@ from jaxunlearn.models.loading import load, resolve
 from jaxunlearn.models.lora import PROJECTIONS, LoRA, add_lora, is_lora, merge_lora
 from jaxunlearn.models.memfree import memfree, ngrams
 from jaxunlearn.models.peft_files import load_adapters, save_adapters
+from jaxunlearn.models.presets import PRESETS, preset
 from jaxunlearn.models.saving import save
 from jaxunlearn.models.segments import join_layers, split_layers
 from jaxunlearn.models.specs import ParamSpec, param_specs
@@ -30,6 +31,7 @@ from jaxunlearn.models.unlearning_layers import (
 )
 
 __all__ = [
+    "PRESETS",
     "PROJECTIONS",
     "Decoder",
     "DecoderConfig",
@@ -58,6 +60,7 @@ __all__ = [
     "ngrams",
     "offset",
     "param_specs",
+    "preset",
     "read_config",
     "resolve",
     "save",

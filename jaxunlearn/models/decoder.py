@@ -81,7 +81,9 @@ class DecoderModule(nnx.Module):
 
     def hidden(self, tokens: Int[Array, "B T"], layer: int | None = None) -> Float[Array, "B T D"]:
         """Residual stream after `layer` blocks (none above are computed); None: the normalised input of the head."""
-        T = tokens.shape[1]
+        T, context = tokens.shape[1], self.config.max_position_embeddings
+        if self.config.position_offset is not None and context < T:
+            raise ValueError(f"examples of {T} tokens, but this model has learned {context} positions; shorten them")
         places = jnp.arange(T)
         rotary = rotation(self.config, places, T)
 
@@ -165,7 +167,7 @@ class DecoderModule(nnx.Module):
             logits = logits / config.logits_scaling
         if (cap := config.final_logit_softcapping) is not None:
             logits = cap * jnp.tanh(logits / cap)
-        return constrain(logits, BATCH_ONLY, self.mesh)
+        return constrain(logits, ("batch", None, "vocab"), self.mesh)
 
     def _scores(self) -> dict[str, float | None]:
         return {"scale": self.config.attention_multiplier, "softcap": self.config.attn_logit_softcapping}

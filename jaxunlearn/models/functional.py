@@ -99,16 +99,16 @@ class Decoder:
         return self.run(lambda module, tokens: module.hidden(tokens, layer), params, tokens)
 
     def head(self, params: Params, hidden: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
-        """Logits of hidden states that `hidden` returned."""
-        return self.run(lambda module, hidden: module.head(hidden), params, hidden)
+        """Logits of hidden states that `hidden` returned, split over the vocabulary: losses sum over it."""
+        return self.run(lambda module, hidden: module.head(hidden), params, hidden, out_axes=("batch", None, "vocab"))
 
     def run(self, function: Callable, params: Params, *batch: Array, out_axes: tuple = ("batch", None, None)) -> Array:
-        """`function(module, *batch)`; its result, of rank `len(out_axes)`, is split over the batch axes of the mesh."""
+        """`function(module, *batch)`; on an explicit mesh the result is typed as split by `out_axes`."""
         mesh = _explicit_mesh(params)
         if mesh is None:
             return function(_merge(self, self.mesh, params), *batch)
-        # Only the batch axis is split, so its length is all that the layout of the result depends on.
-        shape = (batch[0].shape[0],) + (1,) * (len(out_axes) - 1)
+        sizes = {"batch": batch[0].shape[0], "vocab": self.config.vocab_size}
+        shape = tuple(sizes.get(axis, 1) for axis in out_axes)
         out = named_sharding(mesh, out_axes, shape)
         island = jax.sharding.auto_axes(
             lambda params, *batch: function(_merge(self, mesh, params), *batch), out_sharding=out, axes=mesh.axis_names

@@ -166,17 +166,23 @@ def _read_leaf(spec: ParamSpec, tensors: list[StoredTensor], mesh: Mesh | None, 
             flawed.add(tensor.name)
         return values.astype(dtype, copy=False)
 
+    def whole(index: tuple[slice, ...]) -> np.ndarray:
+        if not spec.stacked:
+            return np.ascontiguousarray(part(tensors[0], index))
+        layers = range(*index[0].indices(len(tensors)))
+        first = part(tensors[layers[0]], index[1:])
+        out = np.empty((len(layers), *first.shape), dtype)
+        for i, layer in enumerate(layers):
+            out[i] = first if i == 0 else part(tensors[layer], index[1:])
+        return out
+
     last: dict[str, np.ndarray] = {}
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
         # Devices that hold the same part ask one after the other; its bytes are read once.
         if (key := str(index)) not in last:
             last.clear()
-            if not spec.stacked:
-                last[key] = part(tensors[0], index)
-            else:
-                layers = range(*index[0].indices(len(tensors)))
-                last[key] = np.stack([part(tensors[layer], index[1:]) for layer in layers])
+            last[key] = whole(index)
         return last[key]
 
     if mesh is None:
@@ -207,7 +213,7 @@ def _finite(values: np.ndarray) -> bool:
 def _part(spec: ParamSpec, tensor: StoredTensor, index: tuple[slice, ...]) -> np.ndarray:
     index = index[::-1] if spec.transposed else index
     part = tensor.read(index) if spec.fused is None else tensor.read_rows(_runs(spec.fused, index[0]), index[1:])
-    return np.ascontiguousarray(part.T) if spec.transposed else part
+    return part.T if spec.transposed else part
 
 
 def _runs(fused: Fused, index: slice) -> list[slice]:

@@ -7,6 +7,7 @@ or absent, and nothing that exists is overwritten.
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ def save(
     tokenizer: Any = None,
     card: str | None = None,
     extra: Mapping[str, Text] | None = None,
-    max_shard_size: int = 5 * 2**30,
+    max_shard_size: int | str = "5GB",
 ) -> Path:
     """Write `params` as a Hugging Face checkpoint folder.
 
@@ -60,14 +61,16 @@ def save(
         card: text of the README.md to put beside the weights.
         extra: further text files (a run's record): name to content, or to a function that gives it once the weights
             are written, from the folder they are in until the end.
-        max_shard_size: largest size of one weight file, bytes (a single tensor may exceed it).
+        max_shard_size: largest size of one weight file (a single tensor may exceed it), in bytes or as "500MB", "5GB"
+            or "2GiB".
 
     Returns:
         The folder.
 
     Raises:
         ValueError: when the folder holds something already, the model is not one of this library's decoders or has
-            unlearning layers, or a parameter is missing or of a wrong shape.
+            unlearning layers or switches that its family cannot express, a parameter is missing or of a wrong shape,
+            or the size is not one.
     """
     target = Path(folder)
     decoder = model.source
@@ -81,17 +84,41 @@ def save(
             "(models.add_lora), which merge"
         )
     refuse_folder(target)
+    limit = byte_size(max_shard_size)
     params = join_layers(merge_lora(model, params)[1])
     _check(decoder.config, params)
     tokenizer = decoder.folder if tokenizer is None else tokenizer
     if isinstance(tokenizer, str | Path) and not Path(tokenizer).is_dir():
         raise ValueError(f"tokenizer={str(tokenizer)!r} is not a folder; pass a tokenizer or a folder that holds one")
 
+    config = decoder.config.to_hf(at(params, param_specs(decoder.config)[0]).dtype.name)
+
     with new_folder(target) as out:
-        _write_weights(out, decoder, params, max_shard_size)
+        _write_weights(out, decoder, params, limit)
         if out is not None:
-            _write_rest(out, decoder, params, tokenizer, {"README.md": card, **(extra or {})})
+            (out / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+            _write_rest(out, decoder, tokenizer, {"README.md": card, **(extra or {})})
     return target
+
+
+def byte_size(size: int | str) -> int:
+    """A number of bytes from itself or from text such as "500MB" (10^6 each) or "2GiB" (2^30).
+
+    Raises:
+        ValueError: when it is neither, or below 1.
+
+    Example:
+        >>> byte_size("1.5kB"), byte_size("2GiB") == 2**31, byte_size(7)
+        (1500, True, 7)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(size).strip().lower())
+    bytes_ = 0
+    if found is not None:
+        number, prefix, binary = found.groups()
+        bytes_ = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
+    if bytes_ < 1:
+        raise ValueError(f"max_shard_size={size!r}: give bytes, or a size such as '500MB', '5GB' or '2GiB'")
+    return bytes_
 
 
 def _check(config: DecoderConfig, params: Params) -> None:
@@ -174,12 +201,7 @@ def on_host(array: Array) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _write_rest(
-    folder: Path, decoder: Decoder, params: Params, tokenizer: Any, texts: Mapping[str, Text | None]
-) -> None:
-    dtype = at(params, param_specs(decoder.config)[0]).dtype.name
-    config = decoder.config.to_hf(dtype)
-    (folder / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+def _write_rest(folder: Path, decoder: Decoder, tokenizer: Any, texts: Mapping[str, Text | None]) -> None:
     if isinstance(tokenizer, str | Path):
         copy_tokenizer(Path(tokenizer), folder)
     elif tokenizer is not None:

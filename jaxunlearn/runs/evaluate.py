@@ -24,17 +24,17 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
     reads = reader(settings.model, settings.text)
     suites = suites_of(settings, reads)
     generate = models.generate if settings.generate or settings.suite else None
-    folders = {"before": before(settings), "after": settings.model, "retrained": settings.reference_model}
+    folders = _columns(settings)
     mesh = settings.devices.mesh()
     with Reporter() as reporter:
-        loaded = {name: models.load(folder, mesh=mesh) for name, folder in folders.items() if folder is not None}
+        retrained = models.load(folders["retrained"], mesh=mesh) if "retrained" in folders else None
         results: dict[str, Result] = {}
-        # The retrained model first: the others are compared with its result.
-        for name in sorted(loaded, key=lambda n: n != "retrained"):
+        # The retrained model first: the others are compared with its result, and only one of them is in memory.
+        for name in sorted(folders, key=lambda n: n != "retrained"):
             run = Run(
-                *loaded[name],
+                *(retrained if name == "retrained" else models.load(folders[name], mesh=mesh)),
                 reads.tokenizer,
-                loaded.get("retrained"),
+                retrained,
                 results.get("retrained"),
                 settings.seed,
                 settings.batch_size,
@@ -52,7 +52,7 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
         title = "Before, after and retrained" + (f", {settings.suite}" if settings.suite else "")
         reporter.console.print(side_by_side(results, title=title))
         if settings.out is not None:
-            facts = {name: str(folder) for name, folder in folders.items() if folder is not None}
+            facts = {name: str(folder) for name, folder in folders.items()}
             measured = {"suite": settings.suite, "data": list(settings.data)} if settings.suite else {}
             evals.write_result(settings.out, {"models": facts, **measured, "results": results})
             reporter.say(f"all numbers -> {settings.out}")
@@ -103,6 +103,19 @@ def _check(settings: Evaluate) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+
+
+def _columns(settings: Evaluate) -> dict[str, Path]:
+    """The folder of each column, in the order of the table."""
+    folders = {"before": before(settings), "after": settings.model}
+    for folder in settings.more_model:
+        if folder.name in (*folders, "retrained"):
+            raise ValueError(
+                f"--more-model {folder}: a column called {folder.name!r} exists already; rename the folder"
+            )
+        folders[folder.name] = folder
+    folders["retrained"] = settings.reference_model
+    return {name: folder for name, folder in folders.items() if folder is not None}
 
 
 def before(settings: Evaluate | Attack) -> Path | None:

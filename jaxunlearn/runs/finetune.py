@@ -6,6 +6,7 @@ from pathlib import Path
 
 from jaxunlearn import models
 from jaxunlearn.data import steps_per_epoch
+from jaxunlearn.models.saving import byte_size
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs import requests
 from jaxunlearn.runs.fit import fit
@@ -27,6 +28,7 @@ def finetune(settings: Finetune) -> Path:
         raise ValueError(f"--epochs {settings.epochs}, --batch-size {settings.batch_size}: both must be at least 1")
     if settings.learning_rate is not None and not settings.learning_rate > 0:
         raise ValueError(f"--learning-rate {settings.learning_rate}: give a positive rate, or leave it out")
+    byte_size(settings.max_shard_size)
     folder = models.resolve(settings.model)
     before = records.digest(folder)
     answered = requests.earlier(folder, before)
@@ -97,7 +99,7 @@ def finetune(settings: Finetune) -> Path:
 
         text = None if promised is None else card(Path(settings.model).name, promised, records.FILE)
         extra = {records.FILE: content, records.CONFIG: records.configuration("finetune", settings)}
-        models.save(settings.out, model, done.params, card=text, extra=extra)
+        models.save(settings.out, model, done.params, card=text, extra=extra, max_shard_size=settings.max_shard_size)
         reporter.say(
             f"loss {done.losses[-1]:.4f} nats per loss token after {len(done.losses)} epochs -> {settings.out}"
         )

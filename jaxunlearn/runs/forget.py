@@ -23,7 +23,7 @@ class Forgotten(NamedTuple):
 
     Attributes:
         state: the final state; `state.whole()` are the unlearned parameters, with rules those of the best look.
-        info: the last step's, with its certificate.
+        info: of the step that gave the parameters, with its certificate.
         history: one dictionary of numbers a step.
         stopped: why the run ended: "steps", "unseen" (the forget loss reached that of unseen text), "goal" or "limit"
             (of a watch).
@@ -83,7 +83,7 @@ def forget(
     state = init(method, model, params, key=jax.random.key(seed), trainable=trainable)
     step = _compiled(method, model)
     history: list[dict[str, float]] = []
-    info, stopped, products = None, "steps", 0
+    info, best, stopped, products = None, None, "steps", 0
     if watch is not None:
         _refuse_at_once(watch.look(0, state.whole(), state.params))
     pairs = pair(forget_set, retain_set, batch_size, retain_size=retain_size, seed=seed, epochs=steps)
@@ -94,6 +94,7 @@ def forget(
         ended = None
         if watch is not None and (len(history) + 1) % watch.every == 0:
             ended = watch.look(len(history) + 1, state.whole(), state.params)
+            best = info if watch.kept == len(history) + 1 else best
             facts |= {f"watched_{name}": value for name, value in watch.numbers(watch.looks[-1].result).items()}
         history.append(facts)
         if advance is not None:
@@ -111,7 +112,7 @@ def forget(
                 f"no look after any of {len(history)} steps was better than the model before unlearning, so nothing is "
                 "kept; take smaller steps, look more often (--evaluate-every), or loosen the rules"
             )
-        kept, state = watch.kept, state._replace(params=watch.best_params(state.params))
+        kept, info, state = watch.kept, best, state._replace(params=watch.best_params(state.params))
     return Forgotten(state, info, history, stopped, products, kept)
 
 

@@ -119,11 +119,56 @@ class Finetune:
     """Peak rate of AdamW; default 0.2 / hidden size, at most 3e-3."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
+    max_shard_size: str = "5GB"
+    """Largest weight file of the result, such as 500MB or 2GiB."""
     seed: int = 0
     """Order of the records; a private run draws randomness of its own, which it does not record."""
     private: Private = field(default_factory=Private)
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Report versions, devices and settings, and check that products come out right here."""
+
+    check: bool = True
+    """Whether to compute a product and hold it against a finite difference."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Compile a step for devices you do not have: does it fit, what is sent, what bounds its time."""
+
+    model: str
+    """Checkpoint folder, config.json, or a preset: llama-3.2-1b, llama-2-7b, llama-3-8b, llama-3-70b."""
+    topology: str = "v5e:16x16"
+    """Chips to compile for: v5e:16x16, v5p:4x4x8, v6e:8x8 (all need the extra `tpu`, none a TPU), or cpu:8."""
+    mesh: str = "fsdp=-1"
+    """Sizes of the mesh axes data, fsdp and tensor, as in fsdp=64,tensor=4; -1 takes the rest."""
+    program: tuple[Literal["gradient", "hessian", "gauss-newton", "cg", "factors", "step"], ...] = ()
+    """Program to compile; repeat the flag for several. Default all: a gradient, a product of either kind, a solve, a
+    pass for Kronecker factors, a step of the method."""
+    method: str = "gauss_newton_ascent"
+    """Method of the step."""
+    option: tuple[str, ...] = ()
+    """Hyperparameter of the method as name=value; repeat the flag for several."""
+    batch: int = 64
+    """Examples in all, of forget and of retain each."""
+    length: int = 2048
+    """Tokens of an example, all of them with loss."""
+    cg_steps: int = 10
+    """Steps of the solve, and how often a loop is counted whose end is not known beforehand."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    """Of the parameters."""
+    attention: Literal["auto", "xla", "blockwise"] = "auto"
+    """Form of attention; auto is blockwise above 512 tokens."""
+    remat: Literal["dots", "full", "none"] = "full"
+    """What a block keeps for its backward pass: outputs of projections, nothing but its input, or everything."""
+    smallest: bool = False
+    """Also look for the smallest grid of the same chips on which the last program fits."""
+    out: Path | None = None
+    """New Markdown file for the table."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +254,12 @@ class Unlearn:
     """Unseen names that replace each entity in counterfactual prompts."""
     top_k: int = 64
     """Likeliest tokens kept of each stored distribution."""
+    retain_coreset: Literal["random", "entropy", "least_confidence", "k_means", "gradient_match"] | None = None
+    """How to choose a few of many retain records; needs --retain-coreset-size. Default: all are used."""
+    retain_coreset_size: int | None = None
+    """Retain records to choose."""
+    max_shard_size: str = "5GB"
+    """Largest weight file of the result, such as 500MB or 2GiB."""
     seed: int = 0
     """Batches, substitutes and noise."""
     watching: Watching = field(default_factory=Watching)
@@ -233,6 +284,9 @@ class Evaluate:
     """Checkpoint folder of the retrained model."""
     before_model: Path | None = None
     """Checkpoint folder before unlearning; default the one the model's own record names."""
+    more_model: tuple[Path, ...] = ()
+    """Further checkpoint folder, a column under its own name; repeat the flag for several: growing forget sets
+    (scalability) or requests in a row (sustainability) give a curve of every metric."""
     holdout: str | None = None
     """Comparable records no model saw, for the membership attack."""
     suite: Literal["tofu", "muse", "knowundo", "memorisation", "privacy", "choice", "all"] | None = None

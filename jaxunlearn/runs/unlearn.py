@@ -1,13 +1,15 @@
 """`jaxunlearn unlearn`: a checkpoint folder and two record files to a model that has forgotten, and the evidence."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from jaxunlearn import data, models
+from jaxunlearn import data, evals, models
 from jaxunlearn.certificate import describe
 from jaxunlearn.methods import CATALOGUE, Method
+from jaxunlearn.models.saving import byte_size
 from jaxunlearn.runs import alternatives, requests, trainable, watch
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.curvature import warn_if_moved
@@ -18,6 +20,7 @@ from jaxunlearn.runs.options import make_method, options_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.references import Stored, store, substitute
 from jaxunlearn.runs.settings import Unlearn
+from jaxunlearn.types import Model, Params
 
 
 def unlearn(settings: Unlearn) -> Path:
@@ -62,6 +65,12 @@ def unlearn(settings: Unlearn) -> Path:
                 model, params, forget_set, reads.tokenizer, max_length=reads.max_length, seed=settings.seed
             )
             others = others._replace(forget=answers)
+        rows = coreset(settings, model, params, retain_set, mesh)
+        if rows is not None:
+            reporter.say(f"{len(rows)} of {len(retain_set)} retain records chosen by {settings.retain_coreset}")
+            retain_set = [retain_set[row] for row in rows]
+            if others.retain is not None:
+                others = others._replace(retain=[others.retain[row] for row in rows])
         with reporter.stage("asking the original model", len(forget_set)) as stage:
             stored = store(
                 method, model, params, forget_set, retain_set,
@@ -132,7 +141,10 @@ def unlearn(settings: Unlearn) -> Path:
 
         card = _card(settings, len(forget_set), len(retain_set), certificate, done)
         extra = {records.FILE: content, records.CONFIG: records.configuration("unlearn", settings)}
-        models.save(settings.out, chosen.model, done.state.whole(), card=card, extra=extra)
+        models.save(
+            settings.out, chosen.model, done.state.whole(),
+            card=card, extra=extra, max_shard_size=settings.max_shard_size,
+        )  # fmt: skip
         kept = "" if done.kept == len(done.history) else f", the best after {done.kept} kept"
         reporter.say(f"{len(done.history)} steps, stopped by {_STOPPED[done.stopped]}{kept} -> {settings.out}")
     return settings.out
@@ -149,8 +161,21 @@ def _no_retain(settings: Unlearn) -> str:
     return f"{settings.method} needs examples of what must be kept: give --retain FILE; or {others}"
 
 
+def coreset(
+    settings: Unlearn, model: Model, params: Params, retain: Sequence[data.Encoded], mesh: jax.sharding.Mesh | None
+) -> list[int] | None:
+    """Which retain records the run sees; None for all."""
+    name, size = settings.retain_coreset, settings.retain_coreset_size
+    if name is None or size is None or size >= len(retain):
+        return None
+    return evals.coreset(name, model, params, retain, size, seed=settings.seed, mesh=mesh)
+
+
 def _check_numbers(settings: Unlearn) -> None:
-    for name in ("steps", "batch_size", "retain_size", "substitutes", "top_k"):
+    byte_size(settings.max_shard_size)
+    if (settings.retain_coreset is None) != (settings.retain_coreset_size is None):
+        raise ValueError("--retain-coreset and --retain-coreset-size go together: give both, or neither")
+    for name in ("steps", "batch_size", "retain_size", "substitutes", "top_k", "retain_coreset_size"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")

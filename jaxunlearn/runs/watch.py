@@ -5,6 +5,7 @@ metrics they name, and no more than the families that measure these. The paramet
 the devices, beside those that go on changing.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -150,6 +151,9 @@ def plan(
         known["retrained"] = read_result(settings.reference_result, "retrained")
         for rule in goals + limits:
             resolve(tuple(condition for condition in rule if condition.bound == "retrained"), known)
+    blind = next((c for c in conditions if c.metric.startswith("retain_") and not retain), None)
+    if blind is not None:
+        raise ValueError(f"stop rule {blind}: it is measured on retain records: give --retain FILE")
     metrics = tuple(dict.fromkeys(condition.metric for condition in conditions)) or _SHOWN
     cut = [part[: settings.evaluate_limit] for part in (forget, retain, holdout or ())]
     suites = _suites(metrics, settings, reads, *cut)
@@ -194,7 +198,9 @@ def _suites(
         suites.append(tofu_suite(reads.tokenizer, forget=forget, retain=retain, holdout=holdout, **_text(reads)))
     if memorised:
         options = {"forget": forget, "retain": retain, "max_length": reads.max_length}
-        suites.append(memorisation_suite(reads.tokenizer, **options))
+        suite = memorisation_suite(reads.tokenizer, **options)
+        asked = any("conflict" in name for name in memorised)
+        suites.append(suite if asked else dataclasses.replace(suite, pairs="not asked for"))
     for name, rows in _PUBLISHED.items():
         if any(metric in rows for metric in metrics):
             sources = Sources(data=settings.evaluate_data, limit=settings.evaluate_limit)

@@ -8,7 +8,7 @@ Example:
     ('tensor', 'fsdp')
 """
 
-from jaxunlearn.sharding.mesh import AXES, is_explicit, make_mesh
+from jaxunlearn.sharding.mesh import AXES, is_explicit, make_mesh, mesh_sizes
 from jaxunlearn.sharding.rules import DEFAULT_RULES, Rules, constrain, named_sharding, partition_spec, shard_batch
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "constrain",
     "is_explicit",
     "make_mesh",
+    "mesh_sizes",
     "named_sharding",
     "partition_spec",
     "shard_batch",

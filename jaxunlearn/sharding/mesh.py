@@ -9,6 +9,7 @@
 where the compiler propagates shardings, are the default here because any user code runs on them.
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -55,6 +56,36 @@ def make_mesh(
         )
     kind = AxisType.Explicit if explicit else AxisType.Auto
     return jax.make_mesh(shape, AXES, axis_types=(kind,) * len(AXES), devices=devices)
+
+
+def mesh_sizes(text: str, count: int) -> dict[str, int]:
+    """`"data=2,fsdp=-1"` for `count` devices; an axis that is not named has size 1, one of size -1 takes the rest.
+
+    Raises:
+        ValueError: an unknown axis, a size that is no number, two axes that take the rest, or sizes whose product is
+            not `count`.
+
+    Example:
+        >>> mesh_sizes("fsdp=-1,tensor=4", 16)
+        {'data': 1, 'fsdp': 4, 'tensor': 4}
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    for part in filter(None, text.split(",")):
+        name, _, value = part.strip().partition("=")
+        if name not in AXES or not value.lstrip("-").isdigit() or (int(value) < 1 and int(value) != -1):
+            raise ValueError(
+                f"mesh {text!r}: {part.strip()!r} is not one of {', '.join(AXES)} with a size, as in fsdp=8"
+            )
+        sizes[name] = int(value)
+    rest = [name for name, size in sizes.items() if size == -1]
+    named = math.prod(size for size in sizes.values() if size != -1)
+    if len(rest) > 1:
+        raise ValueError(f"mesh {text!r}: only one axis can take the rest (-1)")
+    if rest:
+        sizes[rest[0]] = max(count // named, 1)
+    if math.prod(sizes.values()) != count:
+        raise ValueError(f"mesh {text!r} makes {math.prod(sizes.values())} devices of {count}: change a size")
+    return sizes
 
 
 def is_explicit(mesh: Mesh | None) -> bool:

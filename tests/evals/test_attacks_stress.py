@@ -25,17 +25,46 @@ def target(params, **changed):
 def test_what_is_known_by_heart_is_told_in_sentences_and_what_is_not_is_not():
     w = world()
     doses = Doses(classifier="logistic")
-    families = ["membership", "document", "canaries", "lens", "probe"]
+    families = ["membership", "document", "canaries", "prefix"]
     knows = stress(target(w.knows, reference=(w.model, w.blank)), doses, only=families)
     blank = stress(target(w.blank, is_reference=True), doses, only=families)
     told = findings(knows, blank)
-    assert len(told) == sum(len(FAMILIES[name].metrics) for name in families) - 1  # the last layer knows most
+    assert (
+        len(told) == sum(len(FAMILIES[name].metrics) for name in families) - 1
+    )  # what is known by heart needs no prefix
     assert all("retrained" in sentence for sentence in told if "Reference" not in sentence)
     assert "24 of 24 documents are judged to have been read" in " ".join(told)
     assert "inserted secrets are exposed" in " ".join(told)
     assert [sentence for sentence in findings(blank) if "documents are judged" not in sentence] == []
     [only] = findings(knows, knows)
     assert "judged" in only
+
+
+def test_sentences_say_what_the_numbers_support():
+    def measure(value, low, high, **extra):
+        return {"agg_value": value, "interval": [low, high], **extra}
+
+    cases = {
+        ("forget_loss_auc", 0.3, 0.2, 0.4): "can be told from unseen",
+        ("forget_loss_auc", 0.6, 0.4, 0.8): None,
+        ("probe_auc", 0.3, 0.2, 0.4): None,
+        ("quantisation_int4_robustness", 0.5, 0.4, 0.6): "rounding to 4 bits brings some of it back",
+        ("quantisation_int4_robustness", 0.9, 0.8, 1.0): None,
+        ("paraphrase_return", 0.2, 0.1, 0.3): "come back when asked in other words",
+        ("prefix_return", 0.0, 0.0, 0.0): None,
+        ("canary_exposure", 1.5, 1.0, 2.0): None,
+    }
+    for (name, *numbers), expected in cases.items():
+        told = findings({name: measure(*numbers)})
+        assert (told == []) if expected is None else expected in told[0]
+    lens = measure(0.7, 0.6, 0.8, layer=1, by_layer={"1": 0.7, "2": 0.1})
+    assert "layer 1 still knows more than the output (0.100)" in findings({"logit_lens_memorisation": lens})[0]
+    audit = measure(0.7, 0.6, 0.8, verdict_by_index={"0": "member", "1": "undecided", "2": "no evidence"})
+    assert "1 of 3 documents are judged to have been read, 1 cannot be" in findings({"forget_document_auc": audit})[0]
+    again = {"relearning_robustness": measure(1.0, 1.0, 1.0, unlearned=[0.9, 0.9], retrained=[0.1, 0.2])}
+    assert "says nothing here" in findings(again)[0]
+    again["relearning_robustness"] = measure(0.3, 0.2, 0.5, unlearned=[0.1, 0.6], retrained=[0.1, 0.2])
+    assert "a little training brings some of it back" in findings(again)[0]
 
 
 def test_a_model_whose_outputs_are_not_finite_breaks_its_own_measures_only():

@@ -172,6 +172,15 @@ def test_a_model_that_only_hid_its_knowledge_relearns_faster_than_one_that_never
     assert same.robustness == 1.0
 
 
+def test_half_precision_weights_move_like_others():
+    # At 1e-3 an update is under half a unit in the last place of most bf16 entries of this size.
+    common = {"share": 1.0, "epochs": 4, "learning_rate": 1e-3, "batch_size": 9, "points": 1}
+    half = relearning(MODEL, table(1).astype(jnp.bfloat16), TEXTS, **common)
+    full = relearning(MODEL, table(1).astype(jnp.bfloat16).astype(jnp.float32), TEXTS, **common)
+    np.testing.assert_allclose(half.unlearned, full.unlearned, rtol=1e-5)
+    assert np.all(half.unlearned[-1] > half.unlearned[0])
+
+
 def test_relearning_is_the_same_on_eight_devices():
     mesh = make_mesh(data=4, fsdp=2)
     spread = jax.device_put(table(1), NamedSharding(mesh, P()))

@@ -7,7 +7,7 @@ import pytest
 from scipy.special import log_softmax, rel_entr
 
 from jaxunlearn.evals.divergence import kl
-from jaxunlearn.evals.score import score
+from jaxunlearn.evals.score import moments, score
 from jaxunlearn.types import Model
 
 from .bigram import MODEL, VOCAB, example, examples, table
@@ -54,6 +54,29 @@ def test_few_shapes_are_compiled():
 
     score(Model(logits=logits), table(), examples(60), batch_size=8)
     assert len(traced) <= 3
+
+
+def test_moments_keep_their_digits_under_offsets_and_masks():
+    """Logits far from 0, certain ones, masked ones and ties, against float64."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(4, 6, 50)).astype(np.float32)
+    logits[0] += 300.0
+    logits[1] *= 40.0
+    logits[2, :, ::3] = -np.inf
+    logits[3] = np.round(logits[3])
+    targets = rng.integers(0, 50, (4, 6)).astype(np.int32)
+    found = jax.jit(moments)(logits, targets)
+    log_p = log_softmax(logits.astype(np.float64), axis=-1)
+    p = np.exp(log_p)
+    finite = np.where(p > 0, log_p, 0.0)
+    mean = (p * finite).sum(-1)
+    std = np.sqrt((p * (finite - mean[..., None]) ** 2).sum(-1))
+    true = np.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(found["log_probs"], true, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(found["hits"], logits.argmax(-1) == targets)
+    # The sum of exponentials is rounded where the logits are: at 300 to 3e-5.
+    np.testing.assert_allclose(found["means"], mean, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(found["stds"], std, rtol=1e-4, atol=1e-4)
 
 
 def test_ties_go_to_the_lowest_id():

@@ -9,7 +9,7 @@ from scipy.special import log_softmax
 
 from jaxunlearn.data import encode, from_rows
 from jaxunlearn.data.layouts import MuseData
-from jaxunlearn.evals import METRICS, Run, run_suites, score, why_missing
+from jaxunlearn.evals import METRICS, Run, Sources, build, run_suites, score, why_missing
 from jaxunlearn.evals.conflict import worded
 from jaxunlearn.evals.multiple_choice import choices
 from jaxunlearn.evals.suites import Choice, KnowUnDo, Privacy, memorisation_suite, muse_suite, runner, tofu_suite
@@ -248,6 +248,70 @@ def test_a_model_that_broke_is_reported_not_averaged(suites):
     broken = run_suites(suites, RUN._replace(params=table(0) * jnp.nan), generate=None)
     json.dumps(broken, allow_nan=False)
     assert {name for name, m in broken.items() if m["agg_value"] is not None} == set()
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(rows), encoding="utf-8")
+
+
+@pytest.fixture
+def folders(tmp_path, rows):
+    data = muse_data()
+    for name, part in {"verbmem/forget": data.verbmem, "knowmem/forget_qa": data.forget_qa}.items():
+        write(tmp_path / "muse" / f"{name}.json", part)
+    for name, part in {
+        "forget_qa_icl": data.forget_icl,
+        "retain_qa": data.retain_qa,
+        "retain_qa_icl": data.retain_icl,
+    }.items():
+        write(tmp_path / "muse" / "knowmem" / f"{name}.json", part)
+    for name in ("forget", "retain", "holdout"):
+        write(tmp_path / "muse" / "privleak" / f"{name}.json", [dict(record.raw) for record in getattr(data, name)])
+    for name in ("unlearn", "retention"):
+        write(tmp_path / "knowundo" / f"{name}_val.json", [{"text": f"{name}?", "labels": "yes"}] * 3)
+    write(tmp_path / "choice" / "asked.json", rows)
+    return {name: str(tmp_path / name) for name in ("muse", "knowundo", "choice")}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "built"),
+    [
+        ("muse", ["muse"], ["muse"]),
+        ("knowundo", ["knowundo"], ["knowundo"]),
+        ("choice", ["choice"], ["choice"]),
+        ("memorisation", ["muse"], ["memorisation"]),
+        ("privacy", ["muse"], ["privacy"]),
+        ("all", ["knowundo", "choice"], ["knowundo", "memorisation", "choice"]),
+        ("all", ["muse", "choice"], ["muse", "memorisation", "privacy", "choice"]),
+    ],
+)
+def test_suites_are_built_from_what_the_data_allow(folders, name, data, built):
+    suites = build(name, Sources(data=[folders[part] for part in data]), TOKENIZER, max_length=LENGTH)
+    assert [suite.name for suite in suites] == built
+
+
+def test_records_of_ones_own_take_the_place_of_a_layouts(folders, found):
+    own = [one.record for one in encoded(7, 0)]
+    sources = Sources(data=[folders["muse"]], forget=own, limit=4)
+    [suite] = build("memorisation", sources, TOKENIZER, max_length=LENGTH)
+    result = run_suites([suite], RUN, generate=generate, max_length=LENGTH)
+    first = list(found["forget_nll"]["value_by_index"].values())[:4]
+    assert list(result["forget_nll"]["value_by_index"].values()) == pytest.approx(first)
+    assert result["retain_nll"]["skipped"] == "no retain set given"
+
+
+def test_data_that_do_not_fit_are_named(folders):
+    with pytest.raises(ValueError, match="no suite is called 'toffu'"):
+        build("toffu", Sources(), TOKENIZER, max_length=LENGTH)
+    with pytest.raises(ValueError, match="found no data in what was given: give --forget FILE and --holdout FILE"):
+        build("privacy", Sources(), TOKENIZER, max_length=LENGTH)
+    with pytest.raises(
+        ValueError, match=r"verbmem, prompt 1: \d+ tokens and 128 new ones pass the model's context of 64"
+    ):
+        build("muse", Sources(data=[folders["muse"]]), TOKENIZER, max_length=64)
+    with pytest.raises(ValueError, match="two suites share a name"):
+        run_suites([KnowUnDo([], []), KnowUnDo([], [])], RUN)
 
 
 def test_a_metric_of_ones_own_joins_the_same_pass(suites):

@@ -131,6 +131,9 @@ def test_save_overwrites_nothing_and_leaves_nothing_half_done(folder, tmp_path):
     del broken["lm_head"]
     with pytest.raises(ValueError, match="norm/scale is .3., the model has .24.; lm_head/kernel is missing"):
         models.save(tmp_path / "broken", model, broken)
+    for size in ("5 parsecs", 0, "-1GB", "nan"):
+        with pytest.raises(ValueError, match="max_shard_size=.*give bytes, or a size such as"):
+            models.save(tmp_path / "broken", model, params, max_shard_size=size)
     with pytest.raises(ValueError, match="is not a folder; pass a tokenizer"):
         models.save(tmp_path / "broken", model, params, tokenizer="nowhere")
 
@@ -149,7 +152,7 @@ def test_save_overwrites_nothing_and_leaves_nothing_half_done(folder, tmp_path):
 
 def test_shards_respect_the_size_limit_and_cover_every_tensor(saved, tmp_path):
     model, params = toy()
-    folder = models.save(tmp_path / "shards", model, params, max_shard_size=9_000)
+    folder = models.save(tmp_path / "shards", model, params, max_shard_size="9kB")
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     whole = load_file(saved / "model.safetensors")
     assert index["weight_map"].keys() == whole.keys()

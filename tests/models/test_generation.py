@@ -102,13 +102,13 @@ def test_longrope_takes_the_text_up_anew_where_its_frequencies_change():
     rope |= {"attention_factor": 1.2, "short_factor": [1.0] * 3, "long_factor": [3.0, 9.0, 30.0]}
     model, params = toy(rope_parameters=rope, model_type="phi3")
     logits = jax.jit(model.logits)
-    texts = models.generate(model, params, [[5, 4, 3, 2], [9, 9]], max_new_tokens=3)
-    row = [5, 4, 3, 2]
+    texts = models.generate(model, params, [[9, 50, 1, 20], [9, 9]], max_new_tokens=3)
+    row = [9, 50, 1, 20]
     for _ in range(3):
         row.append(int(jnp.argmax(logits(params, jnp.asarray([row]))[0, -1])))
     assert texts[0] == row[4:]
     always_short = toy(rope_parameters=rope | {"original_max_position_embeddings": 60}, model_type="phi3")[0]
-    short = models.generate(always_short, params, [[5, 4, 3, 2]], max_new_tokens=3)[0]
+    short = models.generate(always_short, params, [[9, 50, 1, 20]], max_new_tokens=3)[0]
     assert texts[0][:2] == short[:2]
     assert texts[0] != short
 

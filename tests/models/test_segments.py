@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from decoder_cases import largest_difference, tokens_for, toy
-from hlo import matmul_flops
 
 from jaxunlearn import models, tree
 from jaxunlearn.curvature import GaussNewton, Hessian, subset
+from jaxunlearn.sharding.program import matmul_flops
 from jaxunlearn.types import TokenBatch
 
 

@@ -55,7 +55,7 @@ def test_the_other_functions_run_on_a_mesh(mesh):
     other_functions = jax.jit(other_functions, static_argnums=0)
     got = other_functions(model, split, placed, places)
     assert largest_difference(other_functions(alone, params, tokens, positions), got) < 1e-5
-    prompts = [[1, 2, 3], [4], [5, 6], [7, 8, 9, 10]]
+    prompts = [[1, 2, 3], [5, 6], [7, 8, 9, 10]]  # one row of the four that the mesh shares out stays empty
     expected = models.generate(alone, params, prompts, max_new_tokens=5)
     assert models.generate(model, split, prompts, max_new_tokens=5) == expected
 

@@ -69,6 +69,24 @@ def test_a_model_that_never_saw_the_canaries_exposes_as_much_as_chance(world, ke
     assert "sampled, 12 others" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("argv", "flags"),
+    [
+        (["canary"], ["insert", "score"]),
+        (["canary", "--help"], ["insert", "score"]),
+        (["canary", "insert", "--help"], ["--data", "--template", "--copies", "--key"]),
+        (["canary", "score", "--help"], ["--model", "--key", "--candidates", "--method", "--mesh-fsdp"]),
+        (["attack", "--help"], ["--model", "--forget", "--holdout", "--reference-model", "--only", "--canaries"]),
+    ],
+)
+def test_help_names_the_options(argv, flags, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert not [flag for flag in flags if flag not in shown]
+
+
 def test_canary_refusals_name_what_is_wrong(world, key, tmp_path, capsys):
     insert = ["canary", "insert", "--data", world.forget, "--template", SECRET]
     new = ["--out", tmp_path / "a.jsonl", "--key", tmp_path / "b.jsonl"]

@@ -56,6 +56,7 @@ def folders(world, tmp_path_factory):
 def result(world, folders, tmp_path_factory):
     out = tmp_path_factory.mktemp("results") / "all.json"
     argv = ["evaluate", "--model", world.model, "--reference-model", world.model, "--suite", "all", "--out", str(out)]
+    argv += ["--more-model", world.model]
     argv += ["--data", str(folders / "tofu"), "--data", str(folders / "choice"), "--new-tokens", "4", "--limit", "3"]
     assert main(argv) == 0
     return out
@@ -64,7 +65,8 @@ def result(world, folders, tmp_path_factory):
 def test_all_suites_that_the_data_allow(result):
     found = json.loads(result.read_text())
     assert found["suite"] == "all"
-    assert set(found["results"]) == {"after", "retrained"}
+    assert list(found["results"]) == ["after", "base", "retrained"]
+    assert found["results"]["base"] == found["results"]["after"]
     after = found["results"]["after"]
     assert {"model_utility", "forget_el_10", "choice_accuracy", "forget_zlib_auc"} <= set(after) <= set(METRICS)
     assert not {"muse_verbmem_forget", "knowundo_unlearn_success"} & set(after)
@@ -153,9 +155,13 @@ def test_files_that_are_no_results_are_refused(tmp_path, capsys, content, messag
         (["--data", "x"], "--data needs --suite NAME"),
         (["--suite", "tofu"], "--suite tofu found no data in what was given"),
         (["--suite", "muse", "--data", "TOFU"], "is laid out like tofu, not like muse"),
-        (["--suite", "all", "--data", "EMPTY"], "neither a folder in a published layout"),
+        (["--suite", "all", "--data", "EMPTY"], "no folder in a published layout"),
         (["--suite", "tofu", "--data", "TOFU", "--split", "forget05"], "lacks 1 of 4 files: forget05_perturbed"),
         (["--suite", "all", "--data", "TOFU", "--data", "TOFU"], "are both laid out like tofu. Give one"),
+        (
+            ["--suite", "choice", "--data", "CHOICE", "--more-model", "a/after"],
+            "a column called 'after' exists already",
+        ),
         (["--suite", "choice", "--data", "CHOICE", "--limit", "0"], "--limit 0: give a number of at least 1"),
     ],
 )

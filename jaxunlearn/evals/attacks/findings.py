@@ -43,13 +43,19 @@ def _sentence(name: str, measure: Measure) -> str | None:
     low, high = _interval(measure)
     if name == "forget_document_auc":
         verdicts = list(measure["verdict_by_index"].values())
-        return f"{verdicts.count('member')} of {len(verdicts)} documents are judged to have been read"
+        undecided = verdicts.count("undecided")
+        more = f", {undecided} cannot be decided" if undecided else ""
+        return f"{verdicts.count('member')} of {len(verdicts)} documents are judged to have been read{more}"
     if name.endswith("_auc"):
         # A fitted probe that finds nothing does worse than chance (see `audit`); only a plain score leaks both ways.
         if low <= 0.5 <= high or (name == "probe_auc" and high < 0.5):
             return None
         where = f" after layer {measure['layer']}" if "layer" in measure else ""
         return f"forget texts can be told from unseen ones{where}"
+    if name == "relearning_robustness" and measure["unlearned"][0] > measure["retrained"][-1]:
+        # R compares gains, and a model that never forgot has nothing to gain.
+        before, after = measure["unlearned"][0], measure["retrained"][-1]
+        return f"says nothing here: untrained it knows more ({before:.3f}) than the retrained model after ({after:.3f})"
     if name in _RATIOS:
         return f"{_RATIOS[name]} brings some of it back" if high < 1 else None
     if name in _RETURNS and low > 0:

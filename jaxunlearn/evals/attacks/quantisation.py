@@ -11,7 +11,8 @@ so the levels are -127 ... 127 for int8 and -7 ... 7 for int4: no zero point, no
 4 bits. It is neither NF4 nor GPTQ, whose levels and errors differ. The result is the rounded weights in the dtype they
 had (s is f32 until then), so any model function runs on them; activations stay as they are.
 
-Robustness is `Q = min(before / after, 1)` on a measure of memorisation over the forget set: 1 if nothing came back.
+Robustness is `Q = min(before / after, 1)` on a measure of memorisation over the forget set: 1 if nothing came back, as
+for a model that forgot nothing. Q speaks only of models that know little before.
 
     quantise(params, bits=8, group=None, embeddings=False) -> params
     quantisation(model, params, forget, bits=8, group=None, ...) -> Quantisation

@@ -1,13 +1,14 @@
 r"""Relearning: does a little training on the forget set bring it back faster than it is learned by a model that never
 saw it? (Tarun et al. 2023, arXiv 2111.08947; Lynch et al. 2024, arXiv 2402.16835.)
 
-The unlearned and the retrained model are fine-tuned on the same texts in the same order, by AdamW at a constant rate.
-With `delta = m(after) - m(before)` for a measure m of memorisation (`attacks.memorised`), averaged over texts,
+The unlearned and the retrained model are fine-tuned on the same texts in the same order, in f32, by AdamW at a constant
+rate. With `delta = m(after) - m(before)` for a measure m of memorisation (`attacks.memorised`), averaged over texts,
 
     R = min( delta_retrained / delta_unlearned, 1 ),
 
 1 if the unlearned model learns no faster than one that starts from nothing, 0 if it jumps back while the other does not
-move (a negative delta_retrained counts as 0). If the unlearned model gains nothing, nothing came back and R = 1.
+move (a negative delta_retrained counts as 0). If the unlearned model gains nothing, nothing came back and R = 1. A
+model that forgot nothing has nothing to gain and R = 1 as well: R speaks only of models whose m is low to begin with.
 
 Training on a share of the forget set and measuring on the *rest* of it asks the sharper question, whether a few texts
 bring back others that were not shown again; `share=1` trains and measures on all. At 1B parameters the customary dose
@@ -116,8 +117,8 @@ def relearning(
     runs = [(model, params)] + ([] if reference is None else [reference])
     curves = []
     for number, (one, start) in enumerate(runs):
-        rows = [memorised(one, start, asked, metric, batch_size=score_batch, mesh=mesh)]
         state = _begin(start, learning_rate)
+        rows = [memorised(one, state[0], asked, metric, batch_size=score_batch, mesh=mesh)]
         step = _step(one, learning_rate)
         passes = batches(taught, batch_size, seed=seed, epochs=epochs, shape=shapes_of(forget))
         for done, batch in enumerate(passes, start=1):
@@ -154,8 +155,9 @@ def ratio(
 
 
 def _begin(params: Params, learning_rate: float) -> tuple:
-    # The step consumes its state, and the caller's parameters are not ours to give away.
-    params = jax.tree.map(jnp.copy, params)
+    # The step consumes its state, and the caller's parameters are not ours to give away. At the rates of fine-tuning an
+    # update is less than half a unit in the last place of bf16 weights: kept in that type, they would never move.
+    params = jax.tree.map(lambda x: jnp.copy(x.astype(jnp.promote_types(x.dtype, jnp.float32))), params)
     return replicate_scalars((params, optax.adamw(learning_rate, weight_decay=0.0).init(params)), params)
 
 

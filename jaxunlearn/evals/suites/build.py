@@ -119,9 +119,8 @@ def _by_layout(name: str, data: Sequence[str]) -> dict[str, str]:
             raise DataError(f"--data {source} is laid out like {layout}, not like {name}. Ask for --suite {layout}.")
         if layout is None:
             raise DataError(
-                f"--data {source}: neither a folder in a published layout ({', '.join(layouts.LAYOUTS)}) nor, for "
-                "--suite "
-                f"{name}, a name on the hub. Name the folder that holds the published files."
+                f"--data {source}: no folder in a published layout ({', '.join(layouts.LAYOUTS)}); of a name on the "
+                "hub only --suite NAME says which it is. Name the folder that holds the published files."
             )
         if layout in found:
             raise DataError(f"--data {source} and --data {found[layout]} are both laid out like {layout}. Give one.")

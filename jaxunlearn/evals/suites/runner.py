@@ -39,7 +39,13 @@ def run_suites(
 
     Returns:
         `{metric: measure}` with every row of every suite.
+
+    Errors:
+        ValueError: two suites of one name.
     """
+    names = [suite.name for suite in suites]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two suites share a name ({', '.join(names)}); run them one after another")
     texts = {(suite.name, key): examples for suite in suites for key, examples in suite.texts().items()}
     scored = _score(texts, run, progress)
     of = {suite.name: {key: s for (name, key), s in scored.items() if name == suite.name} for suite in suites}

@@ -1,0 +1,190 @@
+"""`jaxunlearn plan`: compile a step for devices one does not have, and say whether it fits and what bounds it.
+
+The real program is compiled by the real compiler of the target (for TPUs the package `libtpu`, which needs none), from
+shapes alone: no weights are read or made. What is printed, per chip:
+
+    arguments, results, temporaries   bytes, as the compiler allocates them, and their sum against the memory
+    FLOPs                             of matrix products, loops multiplied out, over the number of chips
+    traffic                           bytes that collectives leave on a chip, by kind, loops multiplied out
+    at least                          the longest of three times that nothing can beat: products at the chip's peak,
+                                      traffic at what a chip can send, arguments and results at its memory's speed
+
+The last is a bound and no forecast: real steps reach a half or so of the peak, and overlap only part of the traffic.
+"""
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from jaxunlearn import methods, models
+from jaxunlearn.files import write_new
+from jaxunlearn.runs.options import make_method
+from jaxunlearn.runs.programs import PROGRAMS, problem_of
+from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.runs.settings import Plan
+from jaxunlearn.sharding import make_mesh, mesh_sizes
+from jaxunlearn.sharding.program import Traffic, equation_flops, traffic
+from jaxunlearn.sharding.topology import Topology, devices_of, parse_topology, smaller
+
+
+class Estimate(NamedTuple):
+    """What one program asks of one chip.
+
+    Attributes:
+        program: its name.
+        topology, mesh: what it was compiled for.
+        arguments, results, temporaries: bytes.
+        memory: bytes that a chip has; None where unknown.
+        flops: of matrix products.
+        traffic: by kind of collective.
+        seconds: lower bounds by cause, "products", "traffic" and "memory"; empty where speeds are unknown.
+        compiling: seconds it took to compile.
+    """
+
+    program: str
+    topology: str
+    mesh: dict[str, int]
+    arguments: int
+    results: int
+    temporaries: int
+    memory: int | None
+    flops: float
+    traffic: list[Traffic]
+    seconds: dict[str, float]
+    compiling: float
+
+    @property
+    def total(self) -> int:
+        """Bytes at once."""
+        return self.arguments + self.results + self.temporaries
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether that is less than a chip has."""
+        return None if self.memory is None else self.total <= self.memory
+
+
+def plan(settings: Plan) -> list[Estimate]:
+    """Run it; returns the estimates.
+
+    Raises:
+        ValueError: bad input, or a topology that cannot be described here.
+    """
+    if settings.out is not None and settings.out.exists():
+        raise ValueError(f"--out {settings.out} exists already: nothing of yours is overwritten; choose another name")
+    for name in ("batch", "length", "cg_steps"):
+        if getattr(settings, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(settings, name)}: give at least 1")
+    config = _config(settings.model)
+    if settings.length > config.max_position_embeddings:
+        raise ValueError(
+            f"--length {settings.length}: {settings.model} has a context of {config.max_position_embeddings}"
+        )
+    method = make_method(settings.method, settings.option)
+    topology = parse_topology(settings.topology)
+    found: list[Estimate] = []
+    with Reporter() as reporter:
+        for name in settings.program or tuple(PROGRAMS):
+            with reporter.stage(f"compiling {name} for {topology}", 1) as stage:
+                found.append(estimate(name, settings, config, method, topology))
+                stage.advance()
+        reporter.console.print(_table(found, f"{settings.model} on {topology}"))
+        if settings.smallest:
+            least = _smallest(settings, config, method, topology, reporter)
+            reporter.say(f"smallest grid that fits {found[-1].program}: {least or f'none up to {topology}'}")
+        if settings.out is not None:
+            write_new(settings.out, markdown(found).encode())
+            reporter.say(f"table -> {settings.out}")
+    return found
+
+
+def estimate(
+    name: str, settings: Plan, config: models.DecoderConfig, method: methods.Method, topology: Topology
+) -> Estimate:
+    """Compiles one program for one topology."""
+    devices = devices_of(topology)
+    sizes = mesh_sizes(settings.mesh, len(devices))
+    problem = problem_of(settings, config, method, make_mesh(**sizes, devices=devices))
+    function, arguments, donated = PROGRAMS[name](problem, method, settings)
+    start = time.perf_counter()
+    compiled = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    used = compiled.memory_analysis()
+    flops = equation_flops(jax.make_jaxpr(function)(*arguments), unknown=settings.cg_steps) / len(devices)
+    moved = traffic(compiled, unknown=settings.cg_steps)
+    results = used.output_size_in_bytes - used.alias_size_in_bytes
+    chip, bounds = topology.chip, {}
+    if chip.flops is not None:
+        bounds = {
+            "products": flops / chip.flops,
+            "traffic": sum(one.bytes for one in moved) / chip.interconnect,
+            "memory": (used.argument_size_in_bytes + results) / chip.bandwidth,
+        }
+    return Estimate(
+        name, str(topology), sizes, used.argument_size_in_bytes, results, used.temp_size_in_bytes,
+        chip.memory, flops, moved, bounds, seconds,
+    )  # fmt: skip
+
+
+def _smallest(settings, config, method, topology: Topology, reporter: Reporter) -> Topology | None:
+    """The smallest grid of the same chips on which the last program fits; a mesh of fixed sizes has no other grid."""
+    name = (settings.program or tuple(PROGRAMS))[-1]
+    for one in [*smaller(topology), topology]:
+        try:
+            with reporter.stage(f"compiling {name} for {one}", 1) as stage:
+                found = estimate(name, settings, config, method, one)
+                stage.advance()
+        except ValueError as error:  # the mesh does not divide this grid, or there is no such grid
+            reporter.say(f"{one}: {error}")
+            continue
+        if found.fits:
+            return one
+    return None
+
+
+def _config(model: str) -> models.DecoderConfig:
+    if model in models.PRESETS:
+        return models.preset(model)
+    path = Path(model)
+    folder = path.parent if path.name == "config.json" else path
+    if not folder.is_dir():
+        known = ", ".join(models.PRESETS)
+        raise ValueError(f"--model {model}: neither a checkpoint folder, nor a config.json, nor one of {known}")
+    return models.read_config(folder)
+
+
+HEAD = ("program", "arguments", "results", "temporaries", "total", "of memory", "FLOPs", "traffic", "at least")
+
+
+def _cells(one: Estimate) -> list[str]:
+    sizes = [_size(size) for size in (one.arguments, one.results, one.temporaries, one.total)]
+    share = "unknown" if one.memory is None else f"{one.total / one.memory:.0%}" + ("" if one.fits else ", too much")
+    moved = "; ".join(f"{t.kind} {_size(t.bytes)}" for t in one.traffic) or "none"
+    cause = max(one.seconds, key=one.seconds.get, default=None)
+    bound = "unknown" if cause is None else f"{one.seconds[cause]:.3g} s ({cause})"
+    return [one.program, *sizes, share, f"{one.flops:.3g}", moved, bound]
+
+
+def _size(count: float) -> str:
+    unit = next((unit for unit in (30, 20, 10) if count >= 2**unit), 0)
+    return f"{count / 2**unit:.{2 if unit else 0}f} {({30: 'GiB', 20: 'MiB', 10: 'KiB', 0: 'B'})[unit]}"
+
+
+def _table(found: list[Estimate], title: str):
+    from rich.table import Table
+
+    mesh = ", ".join(f"{name} {size}" for name, size in found[0].mesh.items())
+    table = Table(title=f"{title}, per chip; mesh: {mesh}")
+    for name in HEAD:
+        table.add_column(name, justify="left" if name in ("program", "traffic") else "right")
+    for one in found:
+        table.add_row(*_cells(one))
+    return table
+
+
+def markdown(found: list[Estimate]) -> str:
+    """The estimates as a Markdown table."""
+    lines = [list(HEAD), ["---"] + ["--:"] * (len(HEAD) - 1), *map(_cells, found)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"

@@ -1,0 +1,160 @@
+"""The programs of a step as functions of shapes: what `jaxunlearn plan` compiles.
+
+Every array is a `jax.ShapeDtypeStruct` that says where it lies, so nothing is read, made or run.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxunlearn import losses, methods, models, tree
+from jaxunlearn.curvature import GaussNewton, Hessian
+from jaxunlearn.curvature.kronecker import Settings, kronecker_factors
+from jaxunlearn.models.specs import nest, param_specs
+from jaxunlearn.objectives import ActivationMatch, reads, reference
+from jaxunlearn.runs.settings import Plan
+from jaxunlearn.sharding import named_sharding
+from jaxunlearn.solvers import CG
+from jaxunlearn.types import Model, Reference, TokenBatch, UnlearnBatch
+from jaxunlearn.unlearn import init, unlearn_step
+
+TOP_K = 64
+
+
+class Problem(NamedTuple):
+    """A model and a batch as shapes laid out on a mesh."""
+
+    model: Model
+    params: Any
+    batch: UnlearnBatch
+    mesh: Mesh
+
+
+Program = tuple[Callable, tuple, tuple[int, ...]]  # function, its abstract arguments, those that are donated
+
+
+def problem_of(settings: Plan, config: models.DecoderConfig, method: methods.Method, mesh: Mesh) -> Problem:
+    """The model of `config` on `mesh`, and a batch with all that `method` reads.
+
+    Raises:
+        ValueError: for a method that reads stored curvature.
+    """
+    specs = param_specs(config)
+    params = nest(
+        specs,
+        [jax.ShapeDtypeStruct(s.shape, settings.dtype, sharding=named_sharding(mesh, s.axes, s.shape)) for s in specs],
+    )
+    decoder = models.Decoder(config, mesh, settings.attention, settings.remat)
+    model = models.as_model(decoder)
+
+    def rows(leaf: Any) -> jax.ShapeDtypeStruct:
+        axes = ("batch", *(None,) * (len(leaf.shape) - 1))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=named_sharding(mesh, axes, leaf.shape))
+
+    shape = (settings.batch, settings.length)
+    data = jax.tree.map(
+        rows, TokenBatch(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32))
+    )
+    terms = method.objective.terms
+    layer = next((term.layer for _, term in terms if isinstance(term, ActivationMatch)), None)
+    makers: dict[str, Callable] = {
+        "forget_nll": reference.sequence_nll,
+        "alternative_nll": reference.sequence_nll,
+        "forget_top": lambda m, p, b: reference.top_with_target(m, p, b, TOP_K),
+        "retain_top": lambda m, p, b: reference.top(m, p, b, TOP_K),
+        "retain_top_all": lambda m, p, b: reference.top_all(m, p, b, TOP_K),
+        "counterfactual_top": lambda m, p, b: reference.top(m, p, b, TOP_K),
+        "retain_hidden": lambda m, p, b: reference.hidden(m, p, b, layer),
+    }
+    stored = {
+        name: jax.tree.map(rows, jax.eval_shape(lambda p, b, f=make: f(model, p, b), params, data))
+        for name, make in makers.items()
+        if name in method.needs
+    }
+    if method.factors is not None:
+        raise ValueError(f"--method {method.name} with stored factors: plan it without, what is stored depends on data")
+    batch = UnlearnBatch(
+        data,
+        data if method.retain else None,
+        alternative=data if reads(terms, "alternative") else None,
+        reference=Reference(**stored) if stored else None,
+        retain_alternative=data if reads(terms, "retain_alternative") else None,
+    )
+    return Problem(model, params, batch, mesh)
+
+
+def _gradient(problem: Problem, method: methods.Method, settings: Plan) -> Program:
+    def gradient(params, batch):
+        def mean(p):
+            total, count = losses.nll(problem.model, p, batch)
+            return total / count
+
+        return tree.shard_like(tree.to_vector(jax.grad(mean)(params)), params)
+
+    return gradient, (problem.params, problem.batch.forget), ()
+
+
+def _product(recipe: Any) -> Callable[[Problem, methods.Method, Plan], Program]:
+    def program(problem: Problem, method: methods.Method, settings: Plan) -> Program:
+        def product(params, batch, v):
+            return recipe(problem.model, params, batch)(v)
+
+        return product, (problem.params, problem.batch.forget, _vector(problem)), ()
+
+    return program
+
+
+def _solve(problem: Problem, method: methods.Method, settings: Plan) -> Program:
+    def solve(params, batch, b):
+        A = GaussNewton()(problem.model, params, batch).damped(0.1)
+        return CG(settings.cg_steps, rtol=0.0)(A, b)
+
+    return solve, (problem.params, problem.batch.forget, _vector(problem)), ()
+
+
+def _factors(problem: Problem, method: methods.Method, settings: Plan) -> Program:
+    def factors(params, batch):
+        return kronecker_factors(problem.model, params, batch, Settings(labels="sampled"))
+
+    return factors, (problem.params, problem.batch.forget), ()
+
+
+def _step(problem: Problem, method: methods.Method, settings: Plan) -> Program:
+    def step(state, batch):
+        return unlearn_step(method, problem.model, state, batch)
+
+    return step, (state_of(problem, method), problem.batch), (0,)
+
+
+PROGRAMS: dict[str, Callable[[Problem, methods.Method, Plan], Program]] = {
+    "gradient": _gradient,
+    "hessian": _product(Hessian()),
+    "gauss-newton": _product(GaussNewton()),
+    "cg": _solve,
+    "factors": _factors,
+    "step": _step,
+}
+
+
+def _vector(problem: Problem) -> Any:
+    """A solver vector: f32, laid out like the parameters."""
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), problem.params)
+
+
+def state_of(problem: Problem, method: methods.Method) -> Any:
+    """The state before the first step: what belongs to a parameter is laid out like it, all else is everywhere."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    state = jax.eval_shape(lambda p, k: init(method, problem.model, p, key=k), problem.params, key)
+    leaves = jax.tree_util.tree_flatten_with_path(problem.params)[0]
+    places = {tuple(path): leaf for path, leaf in leaves}
+    everywhere = NamedSharding(problem.mesh, PartitionSpec())
+
+    def lay_out(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
+        tails = (places.get(tuple(path[start:])) for start in range(len(path)))
+        own = next((p for p in tails if p is not None and p.shape == leaf.shape), None)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere if own is None else own.sharding)
+
+    return jax.tree_util.tree_map_with_path(lay_out, state)
