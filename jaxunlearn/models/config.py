@@ -195,6 +195,11 @@ class DecoderConfig:
         """Coordinates of a head that are rotated, from the first."""
         return int(self.head_dim * self.rope.get("partial_rotary_factor", 1.0))
 
+    @property
+    def switch_lengths(self) -> tuple[int, ...]:
+        """Numbers of tokens beyond which a sequence is rotated by other frequencies: one for "longrope", else none."""
+        return (self.rope["original_max_position_embeddings"],) if self.rope.get("rope_type") == "longrope" else ()
+
     @classmethod
     def from_hf(cls, config: Any) -> "DecoderConfig":
         """From a `transformers` configuration object, as `hf_config.from_hf`."""

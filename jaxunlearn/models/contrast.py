@@ -36,10 +36,12 @@ class Limits(NamedTuple):
     Attributes:
         vocab_size: the vocabulary they share.
         max_position_embeddings: the shortest of their contexts.
+        switch_lengths: where any of them changes its rotary frequencies.
     """
 
     vocab_size: int
     max_position_embeddings: int
+    switch_lengths: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Contrast:
     def config(self) -> Limits:
         """Limits of the parts, which must all be decoders."""
         configs = [part.source.config for part in self.parts]
-        return Limits(configs[0].vocab_size, min(c.max_position_embeddings for c in configs))
+        context = min(c.max_position_embeddings for c in configs)
+        return Limits(configs[0].vocab_size, context, tuple(n for c in configs for n in c.switch_lengths))
 
     def logits(self, params: tuple[Params, ...], tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
         """The combined logits at every place."""

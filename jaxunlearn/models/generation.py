@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Int
 
 from jaxunlearn.models.contrast import generates
 from jaxunlearn.models.functional import Decoder
-from jaxunlearn.models.rope import switch_length
 from jaxunlearn.models.sampling import Sampling, drawn
 from jaxunlearn.sharding import DEFAULT_RULES
 from jaxunlearn.types import Key, Model, Params
@@ -112,8 +111,7 @@ def _written(
     worth nothing beyond that length: the text is taken up anew from there.
     """
     longest = max(map(len, batch))
-    threshold = switch_length(decoder.config)
-    first = new if threshold is None or longest > threshold else min(new, threshold + 1 - longest)
+    first = min([new, *(length + 1 - longest for length in decoder.config.switch_lengths if length >= longest)])
     # The last batch keeps the shape of the others, so it does not compile again; rows without a prompt are done.
     tokens, padding = _left_padded(batch + [[]] * (rows - len(batch)))
     out, lengths = _continue(decoder, first, how.shape, params, tokens, padding, stops, how.numbers, key)

@@ -48,11 +48,6 @@ def frequencies(config: DecoderConfig, *, long: bool = False) -> np.ndarray:
     return (plain * (keep + (1.0 - keep) / rope["factor"])).astype(np.float32)
 
 
-def switch_length(config: DecoderConfig) -> int | None:
-    """Tokens beyond which a sequence is turned by other frequencies; None where there is no such length."""
-    return config.rope["original_max_position_embeddings"] if config.rope.get("rope_type") == "longrope" else None
-
-
 def rotation(
     config: DecoderConfig, positions: Int[Array, "... T"], length: int | Int[Array, ""] = 0
 ) -> tuple[Array, Array] | None:
@@ -62,13 +57,13 @@ def rotation(
     """
     if config.rope_parameters is None:
         return None
-    threshold = switch_length(config)
-    if threshold is None:
+    if not config.switch_lengths:
         turn = frequencies(config)
     elif isinstance(length, int):
-        turn = frequencies(config, long=length > threshold)
+        turn = frequencies(config, long=length > config.switch_lengths[0])
     else:
-        turn = jnp.where(length > threshold, frequencies(config, long=True), frequencies(config))
+        long = length > config.switch_lengths[0]
+        turn = jnp.where(long, frequencies(config, long=True), frequencies(config))
     angles = positions[..., None, None].astype(jnp.float32) * turn
     if (scale := _scale(config)) == 1.0:
         return jnp.cos(angles), jnp.sin(angles)
