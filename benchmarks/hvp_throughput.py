@@ -5,7 +5,8 @@ on the same weights, batch and vector. Every program is compiled and run once be
 called once a round, interleaved, so that a busy moment of the machine hits them alike. The table gives medians:
 
 * time, tokens a second, and the ratio to our gradient;
-* FLOPs of matrix products after XLA's optimisation, loops multiplied out (`hlo.py`), and their ratio to the gradient;
+* FLOPs of matrix products after XLA's optimisation, loops multiplied out (`jaxunlearn.sharding.program`), and their
+  ratio to the gradient;
 * temporaries that XLA plans besides arguments and results, and their ratio to the gradient's.
 
 A peer that fails is listed with its error. `--json` writes everything, all rounds included.

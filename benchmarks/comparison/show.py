@@ -161,6 +161,7 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
         before = [_average(frames, lambda f, k=key: f["before"][k]) for key in ("forget_kl", "retain_kl")]
         panel.plot(*before, "k*", markersize=11, label="before")
         seen: set[str] = set()
+        points: dict[str, list[float]] = {}
         for method, result in regimes[regime].items():
             point = [_mean(_values(result["once"], "numbers", key)) for key in ("forget_kl", "retain_kl")]
             if not np.all(np.isfinite(point)):
@@ -170,18 +171,35 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
             label = None if order in seen else names[order]
             seen.add(order)
             panel.plot(*point, mark, color=colour, markersize=6, label=label)
-            panel.annotate(method, point, fontsize=6, xytext=(3, 3), textcoords="offset points")
+            points[method] = point
         panel.set(
             xscale="log", yscale="log", title=f"retain set: {regime}", xlabel="KL to retrained on forget, nats/token"
         )
         panel.set_xlim(left=0.6 * floor[0])
         panel.set_ylim(bottom=0.6 * min(floor[1], before[1]))
         panel.grid(alpha=0.25, which="both")
+        _label(panel, points)
     panels[0][0].set_ylabel("KL to retrained on retain, nats/token")
     panels[0][0].legend(fontsize=7, loc="upper left")
     with files.new_file(path, replace=True) as temporary:
         figure.savefig(temporary, dpi=130, format="png")
     plt.close(figure)
+
+
+def _label(panel: Any, points: dict[str, list[float]]) -> None:
+    """A name beside each point, moved up where another one is in its way."""
+    taken: list[tuple[float, float]] = []
+    for name, point in sorted(points.items(), key=lambda item: item[1][1]):
+        x, y = panel.transData.transform(point) + np.array([5.0, 0.0])
+        while any(abs(x - a) < 70 and abs(y - b) < 9 for a, b in taken):
+            y += 3
+        taken.append((x, y))
+        at = panel.transData.inverted().transform((x, y))
+        far = y - panel.transData.transform(point)[1] > 12
+        arrow = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.4} if far else None
+        panel.annotate(
+            name, point, at, fontsize=6, xycoords="data", textcoords="data", arrowprops=arrow, va="center", ha="left"
+        )
 
 
 def _average(frames: list[Numbers], pick: Callable[[Numbers], float]) -> float:
