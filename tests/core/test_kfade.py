@@ -115,7 +115,7 @@ def test_what_is_missing_or_wrong_is_named(problem, stored):
     model, params, forget, retain = problem
     method = methods.kfade(factors="folder")
     state = ju.init(method, model, params, key=jax.random.key(0))
-    with pytest.raises(ValueError, match=r"UnlearnBatch\.curvature, which is None.*kronecker\.load"):
+    with pytest.raises(ValueError, match=r"UnlearnBatch\.curvature, which is None.*curvature\.load"):
         ju.unlearn_step(method, model, state, ju.UnlearnBatch(forget, retain))
     with pytest.raises(ValueError, match="cannot read curvature from a LabelledBatch"):
         ju.unlearn_step(method, model, state, ju.UnlearnBatch(forget, curvature=retain))

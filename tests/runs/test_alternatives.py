@@ -120,7 +120,7 @@ RUNS = {
 def test_a_run_from_files_to_files(name, world, tmp_path, monkeypatch):
     monkeypatch.setattr(Devices, "mesh", lambda self: None)
     more = {"steps": 3, "retain_size": 8, "stop_at_nll": 1e6, "top_k": 8}
-    settings = Unlearn(world.model, world.forget, world.retain, tmp_path / "out", name, RUNS[name], **more)
+    settings = Unlearn(world.model, world.forget, tmp_path / "out", world.retain, name, RUNS[name], **more)
     out = unlearn(settings)
     found = json.loads((out / "jaxunlearn.json").read_text())
     assert found["steps"] == 3
@@ -132,6 +132,6 @@ def test_a_run_from_files_to_files(name, world, tmp_path, monkeypatch):
 
 
 def test_a_bound_that_is_not_given_is_asked_for(world, tmp_path):
-    settings = Unlearn(world.model, world.forget, world.retain, tmp_path / "out", method="pdu")
+    settings = Unlearn(world.model, world.forget, tmp_path / "out", world.retain, method="pdu")
     with pytest.raises(ValueError, match="pdu needs a value for eps: add --option eps="):
         unlearn(settings)
