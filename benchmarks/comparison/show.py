@@ -88,8 +88,17 @@ def _over(folder: Path, pattern: str) -> list[Numbers]:
 def _tables(frames: list[Numbers], results: dict[str, Numbers]) -> list[str]:
     ranked = sorted(results, key=lambda name: _mean(_values(results[name]["once"], "numbers", "distance")))
     quality = [[name, *_cells([f[name] for f in frames], QUALITY)] for name in FRAME]
-    quality += [[name, *_cells(_picked(results[name]["once"], "numbers"), QUALITY)] for name in ranked]
-    costs = [[name, *_cells(_picked(results[name]["once"], "cost"), COSTS), _options(results[name])] for name in ranked]
+
+    def named(name: str, part: str) -> str:
+        """The method, and how many seeds it was shown on where that is not all of them."""
+        done = len(_picked(results[name][part], "numbers"))
+        return name if done == len(frames) else f"{name} ({done} of {len(frames)} seeds)"
+
+    quality += [[named(name, "once"), *_cells(_picked(results[name]["once"], "numbers"), QUALITY)] for name in ranked]
+    costs = [
+        [named(name, "once"), *_cells(_picked(results[name]["once"], "cost"), COSTS), _options(results[name])]
+        for name in ranked
+    ]
     tables = [
         markdown(["at once", *(label for label, _ in QUALITY.values())], quality),
         markdown(["cost", *(label for label, _ in COSTS.values()), "options"], costs),
@@ -97,7 +106,7 @@ def _tables(frames: list[Numbers], results: dict[str, Numbers]) -> list[str]:
     if any(one["row"] for one in results.values()):
         rows = [[name, *_cells([f[name] for f in frames], ROW)] for name in FRAME]
         by_end = sorted(results, key=lambda name: _mean(_values(results[name]["row"], "numbers", "distance")))
-        rows += [[name, *_cells(_picked(results[name]["row"], "numbers"), ROW)] for name in by_end]
+        rows += [[named(name, "row"), *_cells(_picked(results[name]["row"], "numbers"), ROW)] for name in by_end]
         tables.append(markdown(["ten requests in a row", *(label for label, _ in ROW.values())], rows))
     failed = [f"{name}: {one['error']}" for name in results for one in results[name]["once"] if "error" in one]
     return tables + (["Failed: " + "; ".join(failed)] if failed else [])
