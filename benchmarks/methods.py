@@ -4,7 +4,7 @@ A small LLaMA learns a corpus; what it should forget is known, and so is the mod
 tuned with six trials on one seed and shown on three others. It may see the whole retain set, five percent of it, or
 none (only what was stored beforehand); it gets the forget set at once, or as ten requests in a row.
 
-    python benchmarks/methods.py --quick                    # six methods, one seed: ten minutes on two cores
+    python benchmarks/methods.py --quick                    # six methods, one seed
     python benchmarks/methods.py                            # everything on the built-in corpus: hours
     python benchmarks/methods.py --problems tofu-forget01 --tofu ../shared/data/tofu
     python benchmarks/methods.py --table                    # from what has been measured so far

@@ -8,6 +8,7 @@ from jaxunlearn.evals.attacks.families import FAMILIES
 from jaxunlearn.evals.attacks.findings import findings
 from jaxunlearn.evals.attacks.stress import check_families, stress
 from jaxunlearn.evals.attacks.target import Doses, Target
+from jaxunlearn.runs import record as records
 from jaxunlearn.runs.evaluate import before
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter
@@ -106,8 +107,7 @@ def _doses(settings: Attack, model: Model) -> Doses:
 
 
 def _check(settings: Attack) -> None:
-    if settings.out is not None and settings.out.exists():
-        raise ValueError(f"--out {settings.out} exists already: nothing of yours is overwritten; choose another name")
+    records.refuse_files(out=settings.out)
     check_families(settings.only)
     for name, least in (("relearn_epochs", 1), ("group", 1), ("candidates", 2), ("gradients_at_once", 1),
                         ("batch_size", 1)):  # fmt: skip

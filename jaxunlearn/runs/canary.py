@@ -14,6 +14,7 @@ from jaxunlearn.evals.attacks.canaries import canary_exposures
 from jaxunlearn.evals.attacks.exposure import Exposure
 from jaxunlearn.evals.attacks.families import exposure_measure
 from jaxunlearn.files import new_file
+from jaxunlearn.runs import record as records
 from jaxunlearn.runs.evaluate import Counter
 from jaxunlearn.runs.inputs import reader
 from jaxunlearn.runs.progress import Reporter
@@ -33,14 +34,12 @@ def insert(settings: CanaryInsert) -> list[Canary]:
     """
     if settings.out.resolve() == settings.key.resolve():
         raise ValueError(f"--out and --key are both {settings.out}: the key must be a file of its own")
-    for flag, path in (("--out", settings.out), ("--key", settings.key)):
-        if path.exists():
-            raise ValueError(f"{flag} {path} exists already: nothing of yours is overwritten; choose another name")
+    records.refuse_files(out=settings.out, key=settings.key)
     fields = settings.text.fields
     templates = [CanaryTemplate(text) for text in dict.fromkeys(settings.template)]
-    records = [record for source in settings.data for record in data.read(source, fields=fields)]
+    read = [record for source in settings.data for record in data.read(source, fields=fields)]
     rows, key = insert_among(
-        [record.raw for record in records],
+        [record.raw for record in read],
         templates,
         count=settings.count,
         copies=settings.copies or COPIES,
@@ -52,7 +51,7 @@ def insert(settings: CanaryInsert) -> list[Canary]:
         out.write_text(_lines(rows), encoding="utf-8")
     with Reporter() as reporter:
         copies = sum(one.copies for one in key)
-        reporter.say(f"{len(records)} records and {len(key)} canaries, {copies} copies in all -> {settings.out}")
+        reporter.say(f"{len(read)} records and {len(key)} canaries, {copies} copies in all -> {settings.out}")
         reporter.say(f"the key: {settings.key}. Whoever has it has the secrets.")
     return key
 
@@ -63,8 +62,7 @@ def score(settings: CanaryScore) -> Measure:
     Raises:
         ValueError: bad input, or an existing output file, before any weight is loaded.
     """
-    if settings.out is not None and settings.out.exists():
-        raise ValueError(f"--out {settings.out} exists already: nothing of yours is overwritten; choose another name")
+    records.refuse_files(out=settings.out)
     if settings.candidates < 2 or settings.batch_size < 1:
         raise ValueError(
             f"--candidates {settings.candidates}, --batch-size {settings.batch_size}: give at least 2 and at least 1"

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from jaxunlearn import evals
 from jaxunlearn.evals.against import ROUNDED, UNROUNDED, against
 from jaxunlearn.evals.logs import open_unlearning, read_log, read_result
+from jaxunlearn.runs import record as records
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Compare
 
@@ -18,9 +19,7 @@ def compare(settings: Compare) -> dict[str, Any]:
     Raises:
         ValueError: bad input, or an existing output file.
     """
-    for flag, path in (("--out", settings.out), ("--open-unlearning", settings.open_unlearning)):
-        if path is not None and path.exists():
-            raise ValueError(f"{flag} {path} exists already: nothing of yours is overwritten; choose another name")
+    records.refuse_files(out=settings.out, open_unlearning=settings.open_unlearning)
     if settings.examples is not None and settings.examples < 1:
         raise ValueError(f"--examples {settings.examples}: give a number of at least 1")
     run = read_log(settings.run, settings.column)

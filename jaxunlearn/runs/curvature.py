@@ -23,7 +23,7 @@ from jaxunlearn.curvature.kronecker import (
     second_moments,
 )
 from jaxunlearn.data import Encoded, batches, collate, shapes_of, steps_per_epoch
-from jaxunlearn.files import refuse_folder, write_new
+from jaxunlearn.files import write_new
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.inputs import reader
 from jaxunlearn.runs.progress import Reporter
@@ -38,7 +38,7 @@ def store_curvature(settings: StoreCurvature) -> Path:
     Raises:
         ValueError: bad input or an existing output folder, before any weight is loaded.
     """
-    refuse_folder(settings.out)
+    records.refuse_existing(settings.out)
     for name in ("batch_size", "samples", "draws"):
         if getattr(settings, name) < 1:
             raise ValueError(f"--{name} {getattr(settings, name)}: give at least 1".replace("_", "-"))

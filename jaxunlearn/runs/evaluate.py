@@ -18,8 +18,7 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
     Raises:
         ValueError: bad input, or an existing output file, before any weight is loaded.
     """
-    if settings.out is not None and settings.out.exists():
-        raise ValueError(f"--out {settings.out} exists already: nothing of yours is overwritten; choose another name")
+    records.refuse_files(out=settings.out)
     _check(settings)
     reads = reader(settings.model, settings.text)
     suites = suites_of(settings, reads)

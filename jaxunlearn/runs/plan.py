@@ -20,6 +20,7 @@ import jax
 
 from jaxunlearn import methods, models
 from jaxunlearn.files import write_new
+from jaxunlearn.runs import record as records
 from jaxunlearn.runs.options import make_method
 from jaxunlearn.runs.programs import PROGRAMS, problem_of
 from jaxunlearn.runs.progress import Reporter
@@ -72,8 +73,7 @@ def plan(settings: Plan) -> list[Estimate]:
     Raises:
         ValueError: bad input, or a topology that cannot be described here.
     """
-    if settings.out is not None and settings.out.exists():
-        raise ValueError(f"--out {settings.out} exists already: nothing of yours is overwritten; choose another name")
+    records.refuse_files(out=settings.out)
     for name in ("batch", "length", "cg_steps"):
         if getattr(settings, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(settings, name)}: give at least 1")

@@ -24,6 +24,14 @@ def refuse_existing(out: Path) -> None:
         )
 
 
+def refuse_files(**outputs: Path | None) -> None:
+    """Raise before anything starts when an output file exists; named by its flag, `refuse_files(out=settings.out)`."""
+    for name, path in outputs.items():
+        if path is not None and path.exists():
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} {path} exists already: nothing of yours is overwritten; choose another name")
+
+
 def environment() -> dict[str, str]:
     """Versions and devices."""
     from importlib.metadata import version

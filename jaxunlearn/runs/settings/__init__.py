@@ -1,0 +1,24 @@
+"""Settings of the runs: plain dataclasses that the command line, YAML and Python fill alike."""
+
+from jaxunlearn.runs.settings.evaluation import Attack, CanaryInsert, CanaryScore, Compare, Evaluate
+from jaxunlearn.runs.settings.groups import Devices, Private, Text, Trainable, Watching
+from jaxunlearn.runs.settings.tools import Doctor, Plan
+from jaxunlearn.runs.settings.training import Finetune, StoreCurvature, Unlearn
+
+__all__ = [
+    "Attack",
+    "CanaryInsert",
+    "CanaryScore",
+    "Compare",
+    "Devices",
+    "Doctor",
+    "Evaluate",
+    "Finetune",
+    "Plan",
+    "Private",
+    "StoreCurvature",
+    "Text",
+    "Trainable",
+    "Unlearn",
+    "Watching",
+]
