@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxunlearn.accumulate import sum_over
+from jaxunlearn.packed import refuse_packed
 from jaxunlearn.sharding.regions import auto
 from jaxunlearn.types import Batch, Model, Params, Places, Predictions, TopK
 
@@ -37,8 +38,16 @@ def token_nll(predictions: Predictions) -> Float[Array, "B P"]:
 
 
 def example_nll(model: Model, params: Params, batch: Batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """Per example: the sum of NLL over its loss tokens (nats) and their total weight."""
+    """Per example: the sum of NLL over its loss tokens (nats) and their total weight.
 
+    Raises:
+        ValueError: for a `PackedBatch`, whose rows hold several examples.
+    """
+    refuse_packed(batch, "the loss of an example")
+    return _row_nll(model, params, batch)
+
+
+def _row_nll(model: Model, params: Params, batch: Batch) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
     def sums(predictions: Predictions) -> tuple[Array, Array]:
         weights = predictions.weights
         return jnp.sum(weights * token_nll(predictions), axis=-1), jnp.sum(weights, axis=-1)
@@ -96,7 +105,7 @@ def nll(model: Model, params: Params, batch: Batch) -> tuple[Float[Array, ""], F
         >>> round(float(total / count), 4), float(count)
         (0.6931, 4.0)
     """
-    sums, counts = example_nll(model, params, batch)
+    sums, counts = _row_nll(model, params, batch)
     return jnp.sum(sums), jnp.sum(counts)
 
 

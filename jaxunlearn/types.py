@@ -57,6 +57,7 @@ class Model(NamedTuple):
             curvature then never hold more than `head_rows` rows of logits.
         head_rows: most rows (examples times places) that the head is applied to at once; `None` means all.
         source: whatever `save` needs to write the model back (hashable; `None` for a hand-written model).
+        packs: whether the functions take `packed.PackedTokens` for token ids and keep the records of a row apart.
     """
 
     logits: Callable[..., Array]
@@ -65,6 +66,7 @@ class Model(NamedTuple):
     head: Callable[..., Array] | None = None
     head_rows: int | None = None
     source: Any = None
+    packs: bool = False
 
 
 class Batch(Protocol):
@@ -98,9 +100,9 @@ class TokenBatch(NamedTuple):
         """Logits, targets and weights at every place that may carry loss: P of them, or T without `positions`."""
         before = None if self.positions is None else jnp.maximum(self.positions - 1, 0)
         if before is not None and model.logits_at is not None:
-            logits = model.logits_at(params, self.tokens, before)
+            logits = model.logits_at(params, self._inputs(model), before)
         else:
-            logits = _at(model.logits(params, self.tokens), before)
+            logits = _at(model.logits(params, self._inputs(model)), before)
         return Predictions(logits, *self._labels())
 
     def places(self, model: Model, params: Params, layer: int | None = None) -> Places:
@@ -110,7 +112,10 @@ class TokenBatch(NamedTuple):
         """
         before = None if self.positions is None else jnp.maximum(self.positions - 1, 0)
         asked = () if layer is None else (layer,)
-        return Places(_at(model.hidden(params, self.tokens, *asked), before), *self._labels())
+        return Places(_at(model.hidden(params, self._inputs(model), *asked), before), *self._labels())
+
+    def _inputs(self, model: Model) -> Any:
+        return self.tokens
 
     def _labels(self) -> tuple[Array, Array]:
         if self.positions is None:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import optax
 
-from jaxunlearn.curvature import Stored
+from jaxunlearn.curvature import Identity, Stored
 from jaxunlearn.methods import CATALOGUE, Method, compose
 from jaxunlearn.objectives import NLL, CounterfactualKL, Objective, needs_of
 from jaxunlearn.solvers import ClosedForm
-from jaxunlearn.transforms import STORED, TrustRegion, damp_by_mean
+from jaxunlearn.transforms import STORED, TrustRegion, anchor_by_curvature, damp_by_mean
 
 BUDGET = 6
 REGIMES = {"whole": 1.0, "five percent": 0.05, "none": 0.0}
@@ -40,6 +40,7 @@ class Candidate(NamedTuple):
         steps: most steps.
         trains: "all", "lora" or "layers" (unlearning layers).
         stored: whether it reads curvature taken beforehand, whatever the regime.
+        softened: whether that is curvature of softened answers.
         rows: forget and retain records a step, where it must see more than others.
     """
 
@@ -53,6 +54,7 @@ class Candidate(NamedTuple):
     steps: int = 60
     trains: str = "all"
     stored: bool = False
+    softened: bool = False
     rows: tuple[int, int] = (24, 32)
 
     @property
@@ -108,6 +110,16 @@ def matching_by_stored(*, max_kl: float, damping: float, factors: str) -> Method
     )
 
 
+def matching_pulled_back(
+    *, optimizer: optax.GradientTransformation, strength: float, retain_weight: float = 1.0
+) -> Method:
+    """The same objective pulled back to where it began by a plain `strength/2 |theta - theta_0|^2`: what the curvature
+    of an anchor has to beat."""
+    method = matching_by_adam(optimizer=optimizer, retain_weight=retain_weight)
+    anchor = anchor_by_curvature(Identity(), strength=strength, metric=(("forget", 1.0),))
+    return method._replace(name="matching_pulled_back", transform=optax.chain(anchor, method.transform))
+
+
 def retain_only(*, optimizer: optax.GradientTransformation) -> Method:
     """Fine-tuning on what is kept, the forget set untouched: forgetting by neglect."""
     return Method("retain_only", Objective(((1.0, NLL("retain")),)), optax.with_extra_args_support(optimizer))
@@ -147,6 +159,15 @@ CANDIDATES: dict[str, Candidate] = {
     "matching_by_adam": Candidate(
         matching_by_adam, RATES, {}, {"retain_weight": 0.0}, "first", 2, ascends=False, steps=40
     ),
+    "matching_pulled_back": Candidate(
+        matching_pulled_back,
+        {"learning_rate": (3e-4, 1e-3), "strength": (0.01, 0.1, 1.0)},
+        {},
+        {"retain_weight": 0.0},
+        "first",
+        2,
+        ascends=False,
+    ),
     "soul": Candidate(CATALOGUE["soul"].make, RATES, {}, None, "second", 2.2),
     "newton_removal": _second("newton_removal", 1, fixed={"cg_steps": 10}),
     "fisher_removal": _second("fisher_removal", 2, fixed={"samples": 32}),
@@ -160,6 +181,17 @@ CANDIDATES: dict[str, Candidate] = {
     "win_u, stored": _second("win_u", 2, fixed={"draws": 1}, without={}, stored=True),
     "matching, stored": Candidate(
         matching_by_stored, REGION, {}, {}, "second", 1, ascends=False, steps=40, stored=True
+    ),
+    "anchored_matching, stored": Candidate(
+        CATALOGUE["anchored_matching"].make,
+        {"learning_rate": (3e-4, 1e-3), "strength": (100.0, 300.0, 1000.0)},
+        {"retain_weight": 1.0},
+        {"retain_weight": 0.0},
+        "second",
+        2,
+        ascends=False,
+        stored=True,
+        softened=True,
     ),
     "noisy_newton": _second("noisy_newton", 2, fixed={"samples": 32, "cg_steps": 10}),
     "fisher_forgetting": Candidate(

@@ -59,7 +59,8 @@ class Measurer:
         numbers = {name: found[name]["agg_value"] for name in _SUITE}
         numbers["log10_forget_quality"] = found["forget_quality"].get("log10_p")
         nll = found["retain_nll"]["agg_value"]
-        numbers["retain_perplexity"] = None if nll is None else float(np.exp(nll))
+        broken = nll is None or nll > 700  # beyond that the perplexity is no number any more
+        numbers["retain_perplexity"] = None if broken else float(np.exp(nll))
         numbers["exposure"] = self._exposure(model, params)
         numbers |= self._robustness(model, params)
         return numbers | distance(self.problem, model, params)

@@ -61,7 +61,7 @@ class Problem(NamedTuple):
         secrets: rows of the forget set that hold a code.
         seconds: processor seconds of one retraining.
         gradients: steps of one retraining.
-        factors: folder of EK-FAC factors of everything at `before`.
+        factors, softened: folders of EK-FAC factors of everything at `before`, at temperatures 1 and 3.
     """
 
     name: str
@@ -78,6 +78,7 @@ class Problem(NamedTuple):
     seconds: float
     gradients: int
     factors: Path
+    softened: Path
 
     @property
     def kept(self) -> list[data.Encoded]:
@@ -113,11 +114,13 @@ def build(name: str, seed: int, cache: Path, tofu: Path, say: Callable[[str], No
     _train(folder, size, tokenizer, sets, seed, say)
     loaded = {part: models.load(folder / part) for part in ("before", "retrained", "twin")}
     model, facts = loaded["before"][0], json.loads((folder / "facts.json").read_text())
-    factors = folder / "factors"
-    if not factors.exists():
-        say(f"{name}, seed {seed}: taking factors")
-        everything = [one for part in KNOWN for one in sets[part]]
-        curvature.save(factors, take(EKFAC(eigen="host"), model, loaded["before"][1], everything, batch_size=32))
+    factors = {temperature: folder / f"factors-{temperature}" for temperature in (1, 3)}
+    for temperature, path in factors.items():
+        if not path.exists():
+            say(f"{name}, seed {seed}: taking factors at temperature {temperature}")
+            everything = [one for part in KNOWN for one in sets[part]]
+            recipe = EKFAC(temperature=temperature, eigen="host")
+            curvature.save(path, take(recipe, model, loaded["before"][1], everything, batch_size=32))
     found = Problem(
         name, seed, model, tokenizer, *(loaded[part][1] for part in ("before", "retrained", "twin")),
         sets=sets,
@@ -126,7 +129,8 @@ def build(name: str, seed: int, cache: Path, tofu: Path, say: Callable[[str], No
         secrets=[i for i, row in enumerate(rows["forget"]) if "code" in row],
         seconds=facts["seconds"],
         gradients=facts["steps"],
-        factors=factors,
+        factors=factors[1],
+        softened=factors[3],
     )  # fmt: skip
     return found._replace(unseen_nll=_unseen(found))
 

@@ -92,7 +92,7 @@ def method_of(candidate: Candidate, options: Options, problem: Problem, regime: 
     if "forget_share" in takes:
         chosen["forget_share"] = share
     if candidate.stored:
-        chosen["factors"] = str(problem.factors)
+        chosen["factors"] = str(problem.softened if candidate.softened else problem.factors)
         if "share" in takes:
             chosen["share"] = share
     return _made(candidate.make, tuple(chosen.items()))
@@ -142,6 +142,8 @@ def _forget(
     state = init(method, model, jax.tree.map(jnp.copy, params), key=jax.random.key(number), trainable=select)
     if "learning_rate" in options:
         state = state._replace(opt_state=_with_rate(state.opt_state, options["learning_rate"]))
+    # An anchor belongs where its curvature was taken, however many requests have moved the model since.
+    state = state._replace(opt_state=_with(state.opt_state, "start", problem.before))
     batch_size, retain_size = min(candidate.rows[0], len(forget)), min(candidate.rows[1], len(retain))
     pairs = data.pair(forget, retain, batch_size, retain_size=retain_size, seed=problem.seed + number, epochs=most)
     steps, products, seconds = 0, 0, 0.0
@@ -203,9 +205,14 @@ def _stored(method: Method, model: Model, params: Params, problem: Problem, forg
 
 def _with_rate(opt_state: Any, rate: float) -> Any:
     """The state of an optimiser that holds its learning rate, with another one; any other state as it is."""
-    if not optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate"):
+    return _with(opt_state, "learning_rate", jnp.float32(rate))
+
+
+def _with(opt_state: Any, name: str, value: Any) -> Any:
+    """The state with another value in the field `name`, if there is one."""
+    if not optax.tree_utils.tree_get_all_with_path(opt_state, name):
         return opt_state
-    return optax.tree_utils.tree_set(opt_state, learning_rate=jnp.float32(rate))
+    return optax.tree_utils.tree_set(opt_state, **{name: jax.tree.map(jnp.copy, value)})
 
 
 _PROGRAMS: dict[Any, Any] = {}

@@ -1,5 +1,6 @@
 """The command line. Help and mistakes answer at once: a command's own imports happen when it is chosen."""
 
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -23,10 +24,12 @@ USAGE = (
 
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
+EXIT_NOT_WRITTEN = 74  # EX_IOERR of sysexits.h
+_NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0, 2 for bad input, 130 when interrupted."""
+    """Entry point; returns 0, 2 for bad input, 74 for a full disk, 75 after SIGTERM if all is saved, 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE + "".join(f"  {name:<10} {line}\n" for name, line in COMMANDS.items()), end="")
@@ -52,9 +55,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         if type(error) is not ValueError and not type(error).__module__.startswith("jaxunlearn."):
             raise
-        print(f"jaxunlearn {argv[0]}: {error}", file=sys.stderr)
+        print(f"jaxunlearn {argv[0]}: {_process()}{error}", file=sys.stderr)
         return EXIT_BAD_INPUT
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as error:
+        # A run that saved itself says how to go on and which code that is (runs.preemption).
+        print(f"jaxunlearn {argv[0]}: {error}" if str(error) else "interrupted; nothing was written", file=sys.stderr)
+        return getattr(error, "exit_code", EXIT_INTERRUPTED)
+    except OSError as error:
+        if error.errno not in _NOT_WRITTEN:
+            raise
+        print(f"jaxunlearn {argv[0]}: {error}; nothing was left half-written", file=sys.stderr)
+        return EXIT_NOT_WRITTEN
     return 0
+
+
+def _process() -> str:
+    """Which process of several speaks, where it is not the first: the error may be its own."""
+    import jax
+
+    if not jax.distributed.is_initialized() or jax.process_index() == 0:
+        return ""
+    return f"process {jax.process_index()} of {jax.process_count()}: "

@@ -6,6 +6,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +18,11 @@ Settings = TypeVar("Settings")
 def parse(settings: type[Settings], name: str, argv: Sequence[str]) -> Settings:
     """Fill `settings` from `argv`; prints help or a usage error and exits where argparse would.
 
+    With a group `devices` the process joins the others of the run, if there are any.
+
     Raises:
-        ValueError: a configuration file that cannot be read, or holds a name that is no flag of the command.
+        ValueError: a configuration file that cannot be read, or holds a name that is no flag of the command; other
+            processes of the run that are asked for in vain.
     """
     import tyro
 
@@ -26,8 +30,12 @@ def parse(settings: type[Settings], name: str, argv: Sequence[str]) -> Settings:
     # Flags of nested groups need no prefix, and lists are given by repeating a flag.
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff)
     description = f"{settings.__doc__}\n\nOptions may also stand in a file: --config FILE.yaml"
-    arguments = _from_file(settings, name, argv)
-    return tyro.cli(settings, prog=f"jaxunlearn {name}", args=arguments, config=config, description=description)
+    arguments = _switched(settings, _from_file(settings, name, argv))
+    found = tyro.cli(settings, prog=f"jaxunlearn {name}", args=arguments, config=config, description=description)
+    if hasattr(found, "devices"):
+        # First of all: which process this is decides who speaks and who writes, and JAX cannot be told later.
+        found.devices.start()
+    return found
 
 
 def _from_file(settings: type, name: str, argv: list[str]) -> list[str]:
@@ -51,6 +59,17 @@ def _from_file(settings: type, name: str, argv: list[str]) -> list[str]:
                 raise ValueError(f"{file}: {key} holds {one!r}; give a value, or a list of values for a repeated flag")
             arguments += [f"--{flag.replace('_', '-')}", str(one)]
     return arguments + argv
+
+
+def _switched(settings: type, argv: list[str]) -> list[str]:
+    """A switch alone, `--resume`, is one that is on; a file and whoever likes may write `--resume True`."""
+    switches = {f"--{name.replace('_', '-')}" for name, kind in _kinds(settings).items() if kind is bool}
+    found = []
+    for arg, following in itertools.pairwise([*argv, ""]):
+        found.append(arg)
+        if arg.replace("_", "-") in switches and following not in ("True", "False"):
+            found.append("True")
+    return found
 
 
 def _take(argv: list[str]) -> tuple[Path | None, list[str]]:
@@ -81,9 +100,14 @@ def _read(file: Path) -> dict[str, Any]:
 
 def _flags(settings: type) -> list[str]:
     """The names of all flags, those of nested groups among them."""
+    return list(_kinds(settings))
+
+
+def _kinds(settings: type) -> dict[str, Any]:
+    """The type of each flag."""
     hints = typing.get_type_hints(settings)
-    names = []
+    found: dict[str, Any] = {}
     for field in dataclasses.fields(settings):
         kind = hints[field.name]
-        names += _flags(kind) if dataclasses.is_dataclass(kind) else [field.name]
-    return names
+        found |= _kinds(kind) if dataclasses.is_dataclass(kind) else {field.name: kind}
+    return found

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Array
 
 from jaxunlearn.files import new_folder, refuse_folder
+from jaxunlearn.sharding import on_host
 
 
 class Format(NamedTuple):
@@ -97,14 +97,6 @@ def _write(file: Path | None, shard: dict[str, Array], metadata: dict[str, str])
     from safetensors.numpy import save_file
 
     # Every process takes part in collecting an array that is spread over several.
-    host = {key: np.ascontiguousarray(_host(array)).reshape(array.shape) for key, array in shard.items()}
+    host = {key: np.ascontiguousarray(on_host(array)).reshape(array.shape) for key, array in shard.items()}
     if file is not None:
         save_file(host, file, metadata=metadata)
-
-
-def _host(x: Array) -> np.ndarray:
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        from jax.experimental.multihost_utils import process_allgather
-
-        x = process_allgather(x, tiled=True)
-    return np.asarray(x)

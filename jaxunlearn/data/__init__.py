@@ -10,6 +10,7 @@ from jaxunlearn.data.counterfactual import Counterfactuals, counterfactuals, unc
 from jaxunlearn.data.encode import Encoded, encode
 from jaxunlearn.data.errors import DataError
 from jaxunlearn.data.names import substitutes
+from jaxunlearn.data.packing import PackedRow, pack
 from jaxunlearn.data.poisson import PoissonSample, poisson_batches
 from jaxunlearn.data.records import Fields, Record, check_overlap, from_rows, normalised, read
 from jaxunlearn.data.render import Template, prompt_text
@@ -21,6 +22,7 @@ __all__ = [
     "DataError",
     "Encoded",
     "Fields",
+    "PackedRow",
     "PairStep",
     "PoissonSample",
     "Record",
@@ -34,6 +36,7 @@ __all__ = [
     "encode",
     "from_rows",
     "normalised",
+    "pack",
     "pair",
     "poisson_batches",
     "prompt_text",

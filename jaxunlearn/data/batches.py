@@ -13,6 +13,8 @@ from jaxtyping import Int
 
 from jaxunlearn.data.encode import Encoded
 from jaxunlearn.data.errors import DataError
+from jaxunlearn.data.packing import PackedRow
+from jaxunlearn.packed import PackedBatch
 from jaxunlearn.types import TokenBatch, UnlearnBatch
 
 
@@ -32,7 +34,7 @@ class Step(NamedTuple):
     next: tuple[int, int]
     rows: Int[np.ndarray, " B"]
     real: int
-    batch: TokenBatch
+    batch: TokenBatch | PackedBatch
 
 
 class PairStep(NamedTuple):
@@ -47,7 +49,7 @@ class PairStep(NamedTuple):
     batch: UnlearnBatch
 
 
-def shapes_of(encoded: Sequence[Encoded]) -> tuple[int, int]:
+def shapes_of(encoded: Sequence[Encoded] | Sequence[PackedRow]) -> tuple[int, int]:
     """The shape all records fit in: `(length, places)`, T rounded up to a multiple of 16 and P of 8.
 
     Example:
@@ -62,18 +64,22 @@ def shapes_of(encoded: Sequence[Encoded]) -> tuple[int, int]:
 
 
 def collate(
-    encoded: Sequence[Encoded], *, length: int | None = None, places: int | None = None, pad_id: int = 0
-) -> TokenBatch:
+    encoded: Sequence[Encoded] | Sequence[PackedRow],
+    *,
+    length: int | None = None,
+    places: int | None = None,
+    pad_id: int = 0,
+) -> TokenBatch | PackedBatch:
     """Right-padded batch of numpy arrays, with the positions of the loss tokens.
 
     Args:
-        encoded: B records.
+        encoded: B records, or B rows that `pack` made.
         length, places: T and P; default the smallest that `shapes_of` allows.
         pad_id: what fills the tokens; it never carries loss.
 
     Returns:
         `tokens [B, T] int32`, `loss_mask [B, T] f32`, `positions [B, P] int32`: indices of loss tokens in order,
-        padded with 0.
+        padded with 0; for packed rows `segments [B, T] int32` as well.
 
     Raises:
         DataError: a record does not fit in `length` or `places`.
@@ -87,13 +93,18 @@ def collate(
         found = np.flatnonzero(one.loss_mask)
         if len(one.tokens) > length or len(found) > places:
             raise DataError(
-                f"{one.record.where}: {len(one.tokens)} tokens, {len(found)} with loss, do not fit in length={length}, "
+                f"{_where(one)}: {len(one.tokens)} tokens, {len(found)} with loss, do not fit in length={length}, "
                 f"places={places}. Take both from shapes_of(all records)."
             )
         tokens[row, : len(one.tokens)] = one.tokens
         loss_mask[row, : len(one.tokens)] = one.loss_mask
         positions[row, : len(found)] = found
-    return TokenBatch(tokens, loss_mask, positions)
+    if not encoded or not isinstance(encoded[0], PackedRow):
+        return TokenBatch(tokens, loss_mask, positions)
+    segments = np.zeros((len(encoded), length), np.int32)
+    for row, one in zip(segments, encoded, strict=True):
+        row[: len(one.segments)] = one.segments
+    return PackedBatch(tokens, loss_mask, segments, positions)
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
@@ -102,7 +113,7 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 def batches(
-    encoded: Sequence[Encoded],
+    encoded: Sequence[Encoded] | Sequence[PackedRow],
     batch_size: int,
     *,
     seed: int = 0,
@@ -115,7 +126,7 @@ def batches(
     """Passes over the records, from step `start` on.
 
     Args:
-        encoded: the records.
+        encoded: the records, or the rows that `pack` made of them, each of which then counts as one.
         batch_size: rows a batch, B.
         seed: fixes the order; each epoch has its own.
         epochs: how many passes.
@@ -166,13 +177,19 @@ def pair(
         yield PairStep(one.epoch, one.step, one.next, one.rows, rows, one.real, UnlearnBatch(one.batch, kept))
 
 
+def _where(one: Encoded | PackedRow) -> str:
+    return f"{len(one.records)} packed records" if isinstance(one, PackedRow) else one.record.where
+
+
 def _rows(count: int, batch_size: int, seed: int, epoch: int, step: int, shuffle: bool) -> tuple[np.ndarray, int]:
     order = np.random.default_rng([seed, epoch]).permutation(count) if shuffle else np.arange(count)
     taken = np.arange(step * batch_size, (step + 1) * batch_size)
     return order[taken % count], int(np.count_nonzero(taken < count))
 
 
-def _filled(encoded: Sequence[Encoded], rows: np.ndarray, real: int, shape: tuple[int, int], pad_id: int) -> TokenBatch:
+def _filled(
+    encoded: Sequence[Encoded] | Sequence[PackedRow], rows: np.ndarray, real: int, shape: tuple[int, int], pad_id: int
+) -> TokenBatch | PackedBatch:
     batch = collate([encoded[row] for row in rows], length=shape[0], places=shape[1], pad_id=pad_id)
     batch.loss_mask[real:] = 0.0
     return batch

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxunlearn.data import Encoded, collate, shapes_of
-from jaxunlearn.sharding import shard_batch
+from jaxunlearn.sharding import on_host, shard_batch
 from jaxunlearn.types import TokenBatch
 
 Progress = Callable[[int, int], None]
@@ -65,7 +65,7 @@ def per_example(
     out: dict[str, list] = {}
     done = 0
     for indices, batch in bucketed(encoded, batch_size):
-        values = jax.device_get(measure(batch if mesh is None else shard_batch(batch, mesh)))
+        values = on_host(measure(batch if mesh is None else shard_batch(batch, mesh)))
         for name, rows in values.items():
             column = out.setdefault(name, [None] * len(encoded))
             for row, index in enumerate(indices):

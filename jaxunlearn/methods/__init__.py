@@ -7,6 +7,7 @@ What is no step on a batch has functions of its own: `CertifiedHead` with its `L
 from collections.abc import Callable
 from typing import NamedTuple
 
+from jaxunlearn.methods.anchored import anchored_matching
 from jaxunlearn.methods.ascent import grad_ascent, grad_ascent_kl, grad_diff, satimp, wga
 from jaxunlearn.methods.assistant import uld_assistant
 from jaxunlearn.methods.certified import CertifiedHead, Removal, TrainedHead
@@ -49,6 +50,7 @@ __all__ = [
     "Trajectory",
     "adversarial_label",
     "altpo",
+    "anchored_matching",
     "carry_along",
     "ce_u",
     "compose",
@@ -186,6 +188,15 @@ CATALOGUE: dict[str, Entry] = {
         "objective after Liu et al. 2024",
         ascends=False,
         steps=40,
+    ),
+    "anchored_matching": Entry(
+        anchored_matching,
+        "second order",
+        "entity names; retain, or stored factors",
+        "3 g, stored 1 g",
+        "objective after Liu et al. 2024; penalty after Ritter et al. 2018",
+        ascends=False,
+        steps=150,
     ),
     "win_u": Entry(
         win_u,

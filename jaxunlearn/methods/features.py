@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxunlearn.packed import refuse_packed
 from jaxunlearn.types import Model, Params, TokenBatch
 
 
@@ -68,7 +69,7 @@ def head_features(
         pool: "last", at the last token that carries loss; or "mean", over the tokens that carry loss, by weight.
 
     Raises:
-        ValueError: for a model without hidden states, or an unknown `pool`.
+        ValueError: for a model without hidden states, an unknown `pool`, or a `PackedBatch`.
 
     Example:
         >>> model = Model(logits=None, hidden=lambda p, tokens: p[tokens])
@@ -81,6 +82,7 @@ def head_features(
         raise ValueError("head_features() needs a model with hidden states; models.load gives one")
     if pool not in ("last", "mean"):
         raise ValueError(f"head_features(pool={pool!r}): choose 'last' or 'mean'")
+    refuse_packed(batch, "a feature vector")
     hidden = model.hidden(params, batch.tokens).astype(jnp.float32)
     weights = batch.loss_mask.astype(jnp.float32)
     if pool == "last":

@@ -11,6 +11,9 @@ then a step needs no retain examples, and the update can be made anew for anothe
     method = kfade(factors="factors")
     batch = UnlearnBatch(forget, curvature=curvature.load("factors", params))
 
+Every step is as long as the factors allow. On a model that has memorised, those at temperature 1 nearly vanish and
+allow far too much; `anchored_matching` bounds the whole way instead, in the metric of softened answers.
+
 `gauss_newton_ascent` is the same with the exact matrix and conjugate gradients.
 """
 

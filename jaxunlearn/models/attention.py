@@ -1,13 +1,15 @@
-"""Causal grouped-query attention, in two exact forms that can be differentiated any number of times.
+"""Causal grouped-query attention, in two exact forms that can be differentiated any number of times, and a fused one.
 
-Fused GPU and TPU kernels have no forward-mode derivative, so they cannot take part in a Hessian-vector product. The
-plain form holds all [T, T] scores, which a second derivative multiplies. The blockwise form never holds more than one
-[block, block] tile: for each block of queries it walks the blocks of keys up to the diagonal, keeping a running sum of
-`exp(score - m)` and of the values weighted by it, where `m` is the largest score so far (Milakov and Gimelshein 2018,
-"Online normalizer calculation for softmax"; Rabe and Staats 2021, "Self-attention Does Not Need O(n^2) Memory").
+Fused kernels have no forward-mode derivative, so they cannot take part in a Hessian-vector product: `fused_attention`
+is for passes of first order. The plain form holds all [T, T] scores, which a second derivative multiplies. The
+blockwise form never holds more than one [block, block] tile: for each block of queries it walks the blocks of keys up
+to the diagonal, keeping a running sum of `exp(score - m)` and of the values weighted by it, where `m` is the largest
+score so far (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; Rabe and Staats 2021,
+"Self-attention Does Not Need O(n^2) Memory").
 
 Scores may be bounded by a tanh (Gemma 2: Riviere et al. 2024) and keys limited to a window behind the query (Beltagy et
-al. 2020, "Longformer"; Jiang et al. 2023, "Mistral 7B"); tiles wholly outside of it are skipped.
+al. 2020, "Longformer"; Jiang et al. 2023, "Mistral 7B"), or to the query's own record where several share a row; tiles
+in which no query sees a key are skipped.
 
 In both forms the quotient of the two sums is the same for every `m`, so no derivative of any order flows through
 `m`, and it is taken out of differentiation. Tiles are recomputed in the backward pass instead of stored.
@@ -19,8 +21,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Implementation = Literal["auto", "xla", "blockwise"]
-IMPLEMENTATIONS = ("auto", "xla", "blockwise")
+from jaxunlearn.models.fused_attention import fused_attention
+
+Implementation = Literal["auto", "xla", "blockwise", "fused"]
+IMPLEMENTATIONS = ("auto", "xla", "blockwise", "fused")
 BLOCKWISE_ABOVE = 512
 MASKED = -1e30
 
@@ -35,6 +39,7 @@ def causal_attention(
     scale: float | None = None,
     softcap: float | None = None,
     window: int | Int[Array, ""] | None = None,
+    segments: Int[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H d"]:
     """`softmax(scale q k^T) v` over the keys at or before each query; head h reads key-value head `h K // H`.
 
@@ -42,11 +47,12 @@ def causal_attention(
 
     Args:
         q, k, v: queries, keys and values.
-        implementation: "auto", "xla" or "blockwise".
+        implementation: "auto", "xla", "blockwise", or "fused", which has first derivatives only.
         block: tokens of a tile.
         scale: factor on the scores; default `d ** -0.5`.
         softcap: c of `c tanh(score / c)`, which bounds scores; None for none.
         window: how many keys a query sees, its own included; None for all. It may be an array.
+        segments: a number for each token; a query sees keys of its own number only. None for one record a row.
 
     Example:
         >>> import jax
@@ -59,12 +65,16 @@ def causal_attention(
     T = q.shape[1]
     if isinstance(window, int) and window >= T:
         window = None
+    if implementation == "fused":
+        return fused_attention(q, k, v, scale=scale, softcap=softcap, window=window, segments=segments)
     if implementation == "blockwise" or (implementation == "auto" and T > BLOCKWISE_ABOVE):
-        return _blockwise(q, k, v, min(block, T), scale, softcap, window)
+        return _blockwise(q, k, v, min(block, T), scale, softcap, window, segments)
     mask = jnp.tril(jnp.ones((T, T), bool))
     if window is not None:
         places = jnp.arange(T)
         mask = mask & in_window(places[:, None], places, window)
+    if segments is not None:
+        mask = mask & (segments[:, :, None] == segments[:, None, :])
     return masked_attention(q, k, v, mask, scale=scale, softcap=softcap)
 
 
@@ -100,7 +110,14 @@ def masked_attention(
 
 
 def _blockwise(
-    q: Array, k: Array, v: Array, block: int, scale: float | None, softcap: float | None, window: int | Array | None
+    q: Array,
+    k: Array,
+    v: Array,
+    block: int,
+    scale: float | None,
+    softcap: float | None,
+    window: int | Array | None,
+    segments: Array | None,
 ) -> Array:
     B, T, H, d = q.shape
     K = k.shape[2]
@@ -112,12 +129,21 @@ def _blockwise(
     v_blocks = v.reshape(B, n, block, K, d).transpose(1, 0, 3, 2, 4)
     wide = jnp.promote_types(q.dtype, jnp.float32)
     offsets = jnp.arange(block)
+    number = jnp.arange(n)
+    needed = number <= number[:, None]
+    if window is not None:
+        needed = needed & in_window(number[:, None] * block, (number + 1) * block - 1, window)
+    records = None
+    if segments is not None:
+        records = jnp.pad(segments, ((0, 0), (0, n * block - T)), mode="edge").reshape(B, n, block).transpose(1, 0, 2)
+        low, high = records.min(axis=-1), records.max(axis=-1)
+        needed = needed & jnp.any((low[:, None] <= high) & (low <= high[:, None]), axis=-1)
 
     def against_all_keys(_, query):
-        i, q_i = query
+        i, q_i, own, needed_i = query
 
         def against_block(sums, key):
-            j, k_j, v_j = key
+            j, k_j, v_j, others, needed_ij = key
 
             def include(sums):
                 numerator, denominator, m = sums
@@ -126,6 +152,8 @@ def _blockwise(
                 visible = seen <= at
                 if window is not None:
                     visible = visible & in_window(at, seen, window)
+                if segments is not None:
+                    visible = (visible & (own[:, :, None] == others[:, None, :]))[:, None, None]
                 scores = jnp.where(visible, scores, MASKED)
                 m_next = jax.lax.stop_gradient(jnp.maximum(m, scores.max(axis=-1)))
                 weights = jnp.exp(scores - m_next[..., None])
@@ -133,18 +161,16 @@ def _blockwise(
                 numerator = numerator * shrink[..., None] + _product("bkgts,bksd->bkgtd", weights.astype(v.dtype), v_j)
                 return numerator, denominator * shrink + weights.sum(axis=-1), m_next
 
-            needed = j <= i
-            if window is not None:
-                needed = needed & in_window(i * block, (j + 1) * block - 1, window)
-            return jax.lax.cond(needed, include, lambda sums: sums, sums), None
+            return jax.lax.cond(needed_ij, include, lambda sums: sums, sums), None
 
         zero = jnp.zeros_like(q_i, wide)
         start = (zero, zero[..., 0], zero[..., 0] + MASKED)
         step = jax.checkpoint(against_block, prevent_cse=False)
-        (numerator, denominator, _), _ = jax.lax.scan(step, start, (jnp.arange(n), k_blocks, v_blocks))
+        keys = (number, k_blocks, v_blocks, records, needed_i)
+        (numerator, denominator, _), _ = jax.lax.scan(step, start, keys)
         return None, (numerator / denominator[..., None]).astype(q.dtype)
 
-    queries = (jnp.arange(n), q_blocks)
+    queries = (number, q_blocks, records, needed)
     _, out = jax.lax.scan(jax.checkpoint(against_all_keys, prevent_cse=False), None, queries)
     return out.transpose(1, 0, 4, 2, 3, 5).reshape(B, n * block, H, d)[:, :T]
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from jaxunlearn import taps
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.layer_specs import NORMS
+from jaxunlearn.models.quantised import NUMBERS, dequantised
 from jaxunlearn.models.rope import rotate
 
 Rotary = tuple[Array, Array] | None
@@ -88,7 +89,7 @@ class Block:
 
     def _linears(self, x: Float[Array, "... i"], *parts: Part) -> tuple[Float[Array, "... o"], ...]:
         """The projections of one input; curvature factors of the input are taken once for all of them."""
-        kernels = tuple(part.kernel[...] for part in parts)
+        kernels = tuple(_kernel(part, x.dtype) for part in parts)
         outs = []
         for part, kernel in zip(parts, kernels, strict=True):
             out = product(x, taps.value(kernel), 0)
@@ -98,6 +99,13 @@ class Block:
                 out = out + self.lora_scale * _low_rank(x, part)
             outs.append(out.astype(x.dtype))
         return taps.products(x, tuple(outs), kernels)
+
+
+def _kernel(part: Part, dtype: Any) -> Any:
+    """The matrix of a projection, made of few bits where it is kept in those."""
+    if hasattr(part, NUMBERS):
+        return dequantised(part.kernel_numbers[...], part.kernel_scales[...], dtype)
+    return part.kernel[...]
 
 
 def norm(config: DecoderConfig, x: Array, owner: nnx.Module, name: str | None) -> Array:

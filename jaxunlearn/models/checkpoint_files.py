@@ -6,6 +6,7 @@ when opened and are refused.
 """
 
 import json
+import math
 import shlex
 from collections import Counter
 from pathlib import Path
@@ -27,25 +28,40 @@ class StoredTensor(NamedTuple):
         name: its name there.
         shape: its shape there.
         dtype: its element type as safetensors writes it, such as "BF16".
+        start: byte of the file at which its numbers begin.
     """
 
     file: Path
     name: str
     shape: tuple[int, ...]
     dtype: str
+    start: int
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of a number."""
+        return np.dtype(_numpy(self.dtype)).itemsize
 
     def read(self, index: tuple[slice, ...]) -> np.ndarray:
-        """The part of the tensor at `index`; only those bytes are read."""
-        return self.read_rows([index[0]], index[1:])
+        """The part of the tensor at `index`; only those bytes are read.
 
-    def read_rows(self, runs: list[slice], rest: tuple[slice, ...] = ()) -> np.ndarray:
-        """Several runs of rows, below each other, at `rest` of the other dimensions; only those bytes are read."""
-        from safetensors import safe_open
-
-        with safe_open(self.file, framework="numpy") as tensors:
-            stored = tensors.get_slice(self.name)
-            parts = [stored[(run, *rest)] for run in runs]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        Raises:
+            ValueError: when the file has become shorter since its header was read.
+        """
+        bounds = [one.indices(size)[:2] for one, size in zip(index, self.shape, strict=True)]
+        whole_rows = all(bound == (0, size) for bound, size in zip(bounds[1:], self.shape[1:], strict=True))
+        dtype = np.dtype(_numpy(self.dtype))
+        try:
+            if whole_rows and bounds:
+                (first, last), row = bounds[0], math.prod(self.shape[1:])
+                found = np.fromfile(
+                    self.file, dtype, (last - first) * row, offset=self.start + first * row * self.itemsize
+                )
+                return found.reshape(last - first, *self.shape[1:])
+            mapped = np.memmap(self.file, dtype, "r", self.start, self.shape)
+            return np.array(mapped[tuple(slice(*bound) for bound in bounds)])
+        except ValueError as error:
+            raise ValueError(f"{self.file} ended while {self.name} was read; fetch or copy it again") from error
 
 
 class Contents(NamedTuple):
@@ -116,16 +132,26 @@ def _whole(file: Path) -> Contents:
     from safetensors import SafetensorError, safe_open
 
     try:
+        # The library checks that names, shapes and byte ranges fit each other and the file, but keeps the ranges.
         with safe_open(file, framework="numpy") as tensors:
-            slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
-            found = {
-                name: StoredTensor(file, name, tuple(part.get_shape()), part.get_dtype())
-                for name, part in slices.items()
-            }
+            names = list(tensors.keys())
+        with file.open("rb") as opened:
+            size = int.from_bytes(opened.read(8), "little")
+            header = json.loads(opened.read(size))
+        found = {
+            name: StoredTensor(file, name, tuple(row["shape"]), row["dtype"], 8 + size + row["data_offsets"][0])
+            for name, row in ((name, header[name]) for name in names)
+        }
     except (SafetensorError, OSError) as error:
         problem = f"{file} is not a readable safetensors file ({error}); fetch or copy it again"
         return Contents({}, [problem], set())
     return Contents(found, [], set())
+
+
+def _numpy(dtype: str) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.dtype(FLOATS[dtype])
 
 
 def _weight_map(index: Path) -> tuple[dict[str, str], list[str]]:

@@ -20,6 +20,7 @@ from jaxunlearn.models.attention import causal_attention, in_window, masked_atte
 from jaxunlearn.models.block import Block, Part, Rotary, norm, product
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.rope import rotation
+from jaxunlearn.packed import PackedTokens
 from jaxunlearn.sharding import constrain
 
 BATCH_ONLY = ("batch", None, None)
@@ -50,7 +51,7 @@ class DecoderModule(nnx.Module):
         config: the architecture.
         leaves: an array (or shape) for each path; see `models.segments` for layers in several stacks.
         mesh: mesh for layout constraints; None on one device.
-        attention: "auto", "xla" or "blockwise".
+        attention: "auto", "xla", "blockwise" or "fused".
         remat: what the backward pass of a block keeps: "dots" (outputs of projections), "full" (nothing but its
             input) or "none" (everything).
         lora_scale: factor on the low-rank corrections of the projections that have one.
@@ -76,22 +77,24 @@ class DecoderModule(nnx.Module):
                 node = getattr(node, key)
             setattr(node, path[-1], nnx.Param(leaf))
 
-    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    def __call__(self, tokens: Int[Array, "B T"] | PackedTokens) -> Float[Array, "B T V"]:
         return self.head(self.hidden(tokens))
 
-    def hidden(self, tokens: Int[Array, "B T"], layer: int | None = None) -> Float[Array, "B T D"]:
+    def hidden(self, tokens: Int[Array, "B T"] | PackedTokens, layer: int | None = None) -> Float[Array, "B T D"]:
         """Residual stream after `layer` blocks (none above are computed); None: the normalised input of the head."""
+        tokens, segments = tokens if isinstance(tokens, PackedTokens) else (tokens, None)
         T, context = tokens.shape[1], self.config.max_position_embeddings
         if self.config.position_offset is not None and context < T:
             raise ValueError(f"examples of {T} tokens, but this model has learned {context} positions; shorten them")
-        places = jnp.arange(T)
-        rotary = rotation(self.config, places, T)
+        places = jnp.arange(T) if segments is None else _places(segments)
+        rotary = rotation(self.config, places, T if segments is None else jnp.max(places) + 1)
 
         def block(x: Array, layer: tuple[Part, dict[str, Array]]) -> tuple[Array, None]:
             weights, own = layer
 
             def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-                return causal_attention(q, k, v, self.attention, **self._scores(), window=self._window(own)), None
+                options = {**self._scores(), "window": self._window(own), "segments": segments}
+                return causal_attention(q, k, v, self.attention, **options), None
 
             return self._block(x, weights, _turned(rotary, own), attend)
 
@@ -214,6 +217,13 @@ def _turned(rotary: Rotary, own: dict[str, Array]) -> Rotary:
     if rotary is None or "rotates" not in own:
         return rotary
     return jnp.where(own["rotates"], rotary[0], 1.0), jnp.where(own["rotates"], rotary[1], 0.0)
+
+
+def _places(segments: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """Positions that count from the first token of each segment."""
+    at = jnp.arange(segments.shape[1])
+    first = jnp.pad(segments[:, 1:] != segments[:, :-1], ((0, 0), (1, 0)), constant_values=True)
+    return at - jax.lax.cummax(jnp.where(first, at, 0), axis=1)
 
 
 def _visible(slots: Int[Array, " T"], cache: Cache) -> Bool[Array, "B T S"]:

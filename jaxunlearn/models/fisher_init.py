@@ -99,6 +99,8 @@ def _weights(forget: Params, retain: Params) -> dict[str, Float[Array, "L o"]]:
 
 
 def _split(model: Model, params: Params, lora: LoRA, weights: dict[str, Array]) -> tuple[Model, Params]:
+    if model.source.frozen_bits is not None:
+        raise ValueError("adapters are cut out of the weights, which are frozen in few bits; load without freeze_bits")
     decoder = replace(model.source, lora=replace(lora, residual=True))
     divide = jax.jit(partial(weighted_factors, rank=lora.rank, scale=lora.scale))
     leaves = {}

@@ -23,10 +23,13 @@ from jaxtyping import Array, Float, Int
 from jaxunlearn import taps
 from jaxunlearn.models.attention import IMPLEMENTATIONS
 from jaxunlearn.models.config import DecoderConfig
+from jaxunlearn.models.fused_attention import require_fused
+from jaxunlearn.models.quantised import check_bits
 from jaxunlearn.models.segments import cut_specs, stack_sizes
 from jaxunlearn.models.specs import LoRA, ParamSpec, at, nest, param_specs
+from jaxunlearn.packed import PackedTokens
 from jaxunlearn.sharding import DEFAULT_RULES, constrain, is_explicit, named_sharding
-from jaxunlearn.types import Model, Params
+from jaxunlearn.types import Model, Params, examples_in
 
 REMAT = ("dots", "full", "none")
 HEAD_ROWS = 1024  # enough for a matrix product to run at full speed
@@ -39,7 +42,8 @@ class Decoder:
     Attributes:
         config: the architecture.
         mesh: devices its parameters live on; None for one device.
-        attention: "auto" (blockwise above 512 tokens), "xla" or "blockwise".
+        attention: "auto" (blockwise above 512 tokens), "xla", "blockwise", or "fused" (`models.fused_attention`:
+            GPUs, first derivatives only).
         remat: what a block keeps for its backward pass: "dots" (outputs of projections), "full" (nothing but its
             input, least memory) or "none" (everything, least time).
         head_rows: most rows (examples times places, on each device) the head is applied to at once in losses and
@@ -47,12 +51,13 @@ class Decoder:
         lora: low-rank adapters among its parameters (`models.add_lora`); None for none.
         unlearning_rank: width of the unlearning layers among its parameters (`models.add_unlearning_layers`); None for
             none.
+        frozen_bits: bits of the projections beside adapters (`models.quantised`); None for their own dtype.
         folder: the checkpoint it came from, whose tokenizer files `save` copies; not part of its identity.
         narrower: names and dtypes of its tensors that are narrower than others of the same stack of layers, as which
             `save` writes them again; not part of its identity.
 
     Raises:
-        ValueError: naming an unknown `attention` or `remat`, or `head_rows` below 1.
+        ValueError: naming an unknown `attention` or `remat`, `head_rows` below 1, or why there is no fused attention.
     """
 
     config: DecoderConfig
@@ -62,23 +67,27 @@ class Decoder:
     head_rows: int | None = HEAD_ROWS
     lora: LoRA | None = None
     unlearning_rank: int | None = None
+    frozen_bits: int | None = None
     folder: Path | None = field(default=None, compare=False)
     narrower: tuple[tuple[str, str], ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self):
+        check_bits(self.frozen_bits)
         if self.attention not in IMPLEMENTATIONS:
             raise ValueError(f"attention={self.attention!r}; choose one of {', '.join(IMPLEMENTATIONS)}")
+        if self.attention == "fused":
+            require_fused(self.config, self.mesh)
         if self.remat not in REMAT:
             raise ValueError(f"remat={self.remat!r}; choose one of {', '.join(REMAT)}")
         if self.head_rows is not None and self.head_rows < 1:
             raise ValueError(f"head_rows={self.head_rows}; give at least 1 row, or None for all at once")
 
-    def logits(self, params: Params, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+    def logits(self, params: Params, tokens: Int[Array, "B T"] | PackedTokens) -> Float[Array, "B T V"]:
         """Unnormalised log-probabilities of the next token at every place, nats, f32."""
         return self.run(lambda module, tokens: module(tokens), params, tokens)
 
     def logits_at(
-        self, params: Params, tokens: Int[Array, "B T"], positions: Int[Array, "B P"]
+        self, params: Params, tokens: Int[Array, "B T"] | PackedTokens, positions: Int[Array, "B P"]
     ) -> Float[Array, "B P V"]:
         """`logits` at `positions` only: P places instead of T pay for the head."""
 
@@ -87,7 +96,9 @@ class Decoder:
 
         return self.run(places, params, tokens, positions)
 
-    def hidden(self, params: Params, tokens: Int[Array, "B T"], layer: int | None = None) -> Float[Array, "B T D"]:
+    def hidden(
+        self, params: Params, tokens: Int[Array, "B T"] | PackedTokens, layer: int | None = None
+    ) -> Float[Array, "B T D"]:
         """Residual stream after `layer` blocks, 0 to L; None: the normalised input of the head.
 
         Raises:
@@ -107,7 +118,7 @@ class Decoder:
         mesh = _explicit_mesh(params)
         if mesh is None:
             return function(_merge(self, self.mesh, params), *batch)
-        sizes = {"batch": batch[0].shape[0], "vocab": self.config.vocab_size}
+        sizes = {"batch": examples_in(batch), "vocab": self.config.vocab_size}
         shape = tuple(sizes.get(axis, 1) for axis in out_axes)
         out = named_sharding(mesh, out_axes, shape)
         island = jax.sharding.auto_axes(
@@ -139,7 +150,7 @@ def as_model(decoder: Decoder) -> Model:
     rows = decoder.head_rows
     if rows is not None and decoder.mesh is not None:
         rows *= math.prod(decoder.mesh.shape.get(axis, 1) for axis in DEFAULT_RULES.batch)
-    return Model(**functions, head_rows=rows, source=decoder)
+    return Model(**functions, head_rows=rows, source=decoder, packs=True)
 
 
 @lru_cache(maxsize=64)
@@ -159,7 +170,8 @@ def _graph(decoder: Decoder, mesh: Mesh | AbstractMesh | None, specs: tuple[Para
 def _merge(decoder: Decoder, mesh: Mesh | AbstractMesh | None, params: Params) -> Any:
     from flax import nnx
 
-    specs = cut_specs(param_specs(decoder.config, decoder.lora, decoder.unlearning_rank), stack_sizes(params))
+    rows = param_specs(decoder.config, decoder.lora, decoder.unlearning_rank, decoder.frozen_bits)
+    specs = cut_specs(rows, stack_sizes(params))
     if mesh is not None:
         # A layout constraint is its own derivative and its own transpose: constrained here, gradients and
         # Hessian-vector products come out laid out like the parameters, without anyone having to ask.

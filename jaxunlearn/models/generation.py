@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxunlearn.models.contrast import generates
 from jaxunlearn.models.functional import Decoder
 from jaxunlearn.models.sampling import Sampling, drawn
-from jaxunlearn.sharding import DEFAULT_RULES
+from jaxunlearn.sharding import DEFAULT_RULES, on_host
 from jaxunlearn.types import Key, Model, Params
 
 PROMPT_BUCKET = 32
@@ -117,7 +117,7 @@ def _written(
     out, lengths = _continue(decoder, first, how.shape, params, tokens, padding, stops, how.numbers, key)
     texts = [
         row[:length].tolist()
-        for row, length in zip(np.asarray(out)[: len(batch)], np.asarray(lengths)[: len(batch)], strict=True)
+        for row, length in zip(*(rows[: len(batch)] for rows in on_host((out, lengths))), strict=True)
     ]
     going = [i for i, text in enumerate(texts) if len(text) == first]
     if first < new and going:

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.functional import HEAD_ROWS, Decoder, as_model
 from jaxunlearn.models.specs import ParamSpec, nest, param_specs
-from jaxunlearn.sharding import named_sharding
+from jaxunlearn.sharding import check_axes, named_sharding
 from jaxunlearn.types import Key, Model, Params
 
 
@@ -38,7 +38,7 @@ def init(
         key: random key.
         mesh: devices to create the parameters on; None for the default device.
         dtype: element type of the parameters.
-        attention: "auto" (blockwise above 512 tokens), "xla" or "blockwise".
+        attention: "auto" (blockwise above 512 tokens), "xla", "blockwise", or on GPUs "fused".
         remat: what a block keeps for its backward pass: "dots", "full" (least memory) or "none" (least time).
         head_rows: rows of logits that losses and curvature hold at once on each device; None for all of them.
 
@@ -52,6 +52,8 @@ def init(
         >>> model.logits(params, jnp.array([[1, 2, 3]])).shape
         (1, 3, 32)
     """
+    if mesh is not None:
+        check_axes(mesh, [(spec.axes, spec.shape) for spec in param_specs(config)])
     quick = _platform(mesh) == "cpu" and not isinstance(key, jax.core.Tracer)
     params = _drawer(config, mesh, jnp.dtype(dtype).name, quick)(key)
     return as_model(Decoder(config, mesh, attention, remat, head_rows)), params

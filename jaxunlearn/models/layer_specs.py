@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.families import FAMILIES
+from jaxunlearn.sharding import LogicalAxes, Whole
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 FUSABLE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -58,7 +59,7 @@ class ParamSpec(NamedTuple):
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
+    axes: LogicalAxes
     hf_name: str
     init: str = "normal"
     transposed: bool = False
@@ -78,11 +79,11 @@ class ParamSpec(NamedTuple):
         return shape if self.fused is None else (self.fused.groups * self.fused.width, *shape[1:])
 
 
-def _projections(config: DecoderConfig) -> dict[str, tuple[str, tuple[str, int], tuple[str, int], bool]]:
+def _projections(config: DecoderConfig) -> dict[str, tuple[str, tuple, tuple, bool]]:
     """Of each projection: the network it belongs to, what it maps from and to, and whether it has a bias."""
     embed, mlp = ("embed", config.hidden_size), ("mlp", config.intermediate_size)
     heads = ("heads", config.num_attention_heads * config.head_dim)
-    kv_heads = ("kv_heads", config.num_key_value_heads * config.head_dim)
+    kv_heads = (Whole("kv_heads", config.head_dim), config.num_key_value_heads * config.head_dim)
     bias = config.attention_bias
     return {
         "q_proj": ("self_attn", embed, heads, bias),
@@ -132,7 +133,7 @@ def norm(config: DecoderConfig, name: str | None, width: int | None = None) -> l
     stem, shape = FAMILIES[config.model_type].stem(name), (width or config.hidden_size,)
     path: tuple[str, ...] = (name,) if name == "norm" else ("layers", name)
     path = path if width is None else ("layers", "self_attn", name)
-    axes: tuple[str | None, ...] = (None,)
+    axes: LogicalAxes = (None,)
     if stacked := name != "norm":
         shape, axes = (config.num_hidden_layers, *shape), ("layers", None)
     start = "zeros" if config.norm_offset else "ones"

@@ -1,11 +1,12 @@
 """Loading a checkpoint: configuration, then a check of every name and shape, then slices straight onto the devices.
 
-`jax.make_array_from_callback` asks for the part of each array that a local device holds, and exactly that part is
-read from the file. No process ever holds a whole model that is split over several. What headers can tell is checked
-before any weight is read, and reported together; weights that are not finite are found while reading.
+Of each tensor a process reads what its own devices hold, once, and no process ever holds a whole model that is split
+over several. What headers can tell is checked before any weight is read, and reported together; weights that are not
+finite are found while reading.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,15 @@ from jaxunlearn.models.families import FAMILIES
 from jaxunlearn.models.functional import HEAD_ROWS, Decoder, as_model
 from jaxunlearn.models.hf_config import read_config
 from jaxunlearn.models.layer_specs import Fused
+from jaxunlearn.models.quantised import freezes, frozen, frozen_specs
 from jaxunlearn.models.specs import ParamSpec, nest, param_specs
-from jaxunlearn.sharding import named_sharding
+from jaxunlearn.models.streaming import Wanted, aligned, stream
+from jaxunlearn.sharding import check_axes, largest, named_sharding
 from jaxunlearn.types import Model, Params
 
+Bounds = tuple[tuple[int, int], ...]
+
+READERS = 4  # threads; more of them wait for memory
 # Old checkpoints store buffers that are computed from the configuration.
 DERIVED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
 
@@ -38,6 +44,7 @@ def load(
     attention: str = "auto",
     remat: str = "dots",
     head_rows: int | None = HEAD_ROWS,
+    freeze_bits: int | None = None,
 ) -> tuple[Model, Params]:
     """A checkpoint of any family of `models.families` as a model and its parameters.
 
@@ -45,9 +52,11 @@ def load(
         folder: a folder with `config.json` and safetensors weights, or a model id of the Hugging Face hub.
         mesh: devices to lay the parameters out on (`jaxunlearn.sharding.make_mesh`); None for the default device.
         dtype: element type of the parameters; None for the stored one.
-        attention: "auto" (blockwise above 512 tokens), "xla" or "blockwise".
+        attention: "auto" (blockwise above 512 tokens), "xla", "blockwise", or on GPUs "fused".
         remat: what a block keeps for its backward pass: "dots", "full" (least memory) or "none" (least time).
         head_rows: rows of logits that losses and curvature hold at once on each device; None for all of them.
+        freeze_bits: 8 or 4 rounds the projections to that many bits (`models.quantised`), for adapters to be trained
+            beside them (`models.add_lora`); None keeps them as they are.
 
     Returns:
         The model (pure functions, hashable) and its parameters (a nested dictionary of arrays, layers stacked).
@@ -55,18 +64,31 @@ def load(
     Raises:
         ValueError: one message naming the file and what to do, when the folder is not a checkpoint, asks for a
             feature that is not implemented, files are damaged, or tensors are missing, unexpected, of a wrong shape or
-            not finite (all are listed).
+            not finite (all are listed); or `freeze_bits` is neither 8 nor 4.
     """
     folder = resolve(folder)
     config = read_config(folder)
     specs = param_specs(config)
+    tensors = stored(folder, config)
+    if mesh is not None:
+        check_axes(mesh, [(spec.axes, spec.shape) for spec in specs])
+    decoder = Decoder(config, mesh, attention, remat, head_rows, frozen_bits=freeze_bits, folder=folder)
+    if dtype is None:
+        decoder = replace(decoder, narrower=_narrower(specs, tensors))
+    rows = param_specs(config, frozen_bits=freeze_bits)
+    return as_model(decoder), nest(rows, read_leaves(specs, tensors, mesh, dtype, folder, freeze_bits))
+
+
+def stored(folder: Path, config: DecoderConfig) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint, all there and of the right shapes.
+
+    Raises:
+        ValueError: listing what is wrong with them.
+    """
     found = contents(folder)
     found = found._replace(tensors=_renamed(config, found.tensors))
-    _check(folder, config, specs, found)
-    decoder = Decoder(config, mesh, attention, remat, head_rows, folder=folder)
-    if dtype is None:
-        decoder = replace(decoder, narrower=_narrower(specs, found.tensors))
-    return as_model(decoder), nest(specs, read_leaves(specs, found.tensors, mesh, dtype, folder))
+    _check(folder, config, param_specs(config), found)
+    return found.tensors
 
 
 def resolve(folder: str | Path) -> Path:
@@ -140,7 +162,12 @@ def _check(folder: Path, config: DecoderConfig, specs: tuple[ParamSpec, ...], fo
 
 
 def read_leaves(
-    specs: tuple[ParamSpec, ...], tensors: Mapping[str, StoredTensor], mesh: Mesh | None, dtype: Any, source: Path
+    specs: tuple[ParamSpec, ...],
+    tensors: Mapping[str, StoredTensor],
+    mesh: Mesh | None,
+    dtype: Any,
+    source: Path,
+    freeze_bits: int | None = None,
 ) -> list[Array]:
     """The parameters of `specs` from the tensors of a checkpoint, of which each process reads only its own parts.
 
@@ -148,46 +175,72 @@ def read_leaves(
         ValueError: naming all tensors that hold NaN or infinity.
     """
     flawed: set[str] = set()
-    leaves = [_read_leaf(spec, [tensors[name] for name in spec.hf_names], mesh, dtype, flawed) for spec in specs]
-    if flawed:
+    leaves: list[Array] = []
+    for spec in specs:
+        leaf = _read_leaf(spec, [tensors[name] for name in spec.hf_names], mesh, dtype, flawed)
+        if freeze_bits is None or not freezes(spec):
+            leaves.append(leaf)
+            continue
+        # One after the other, so that no more than one is there in full.
+        rows = frozen_specs(spec, freeze_bits)
+        places = None if mesh is None else tuple(named_sharding(mesh, row.axes, row.shape) for row in rows)
+        leaves += jax.block_until_ready(frozen(spec, leaf, freeze_bits, places))
+    # Each process has seen its own parts: all stop if one of them must, or the others would wait for it.
+    if largest(len(flawed)):
+        named = f"{len(flawed)} tensors: {listed(sorted(flawed))}" if flawed else "parts that another process has read"
         raise ValueError(
-            f"the weights in {source} are not finite (NaN or infinity) in {len(flawed)} tensors: "
-            f"{listed(sorted(flawed))}; training has diverged or the files are damaged: use another checkpoint"
+            f"the weights in {source} are not finite (NaN or infinity) in {named}; training has diverged or the files "
+            "are damaged: use another checkpoint"
         )
     return leaves
 
 
 def _read_leaf(spec: ParamSpec, tensors: list[StoredTensor], mesh: Mesh | None, dtype: Any, flawed: set[str]) -> Array:
     dtype = jax.dtypes.canonicalize_dtype(_widest(tensors) if dtype is None else dtype)
+    sharding = None if mesh is None else named_sharding(mesh, spec.axes, spec.shape)
+    everything = (slice(None),) * len(spec.shape)
+    asked = [everything] if sharding is None else sharding.addressable_devices_indices_map(spec.shape).values()
+    # Devices that hold the same part share one array.
+    parts = {index: aligned(tuple(b - a for a, b in index), dtype) for index in {_bounds(spec, one) for one in asked}}
 
-    def part(tensor: StoredTensor, index: tuple[slice, ...]) -> np.ndarray:
-        values = _part(spec, tensor, index)
-        if not _finite(values):
-            flawed.add(tensor.name)
-        return values.astype(dtype, copy=False)
+    def layer(number: int) -> str | None:
+        wanted = [one for index, array in parts.items() for one in _wanted(spec, number, index, array)]
+        return None if stream(tensors[number], wanted) else tensors[number].name
 
-    def whole(index: tuple[slice, ...]) -> np.ndarray:
-        if not spec.stacked:
-            return np.ascontiguousarray(part(tensors[0], index))
-        layers = range(*index[0].indices(len(tensors)))
-        first = part(tensors[layers[0]], index[1:])
-        out = np.empty((len(layers), *first.shape), dtype)
-        for i, layer in enumerate(layers):
-            out[i] = first if i == 0 else part(tensors[layer], index[1:])
-        return out
+    with ThreadPoolExecutor(READERS) as pool:
+        flawed.update(filter(None, pool.map(layer, range(len(tensors)))))
+    if sharding is None:
+        return jax.device_put(parts[_bounds(spec, everything)])
+    return jax.make_array_from_callback(spec.shape, sharding, lambda index: parts[_bounds(spec, index)])
 
-    last: dict[str, np.ndarray] = {}
 
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        # Devices that hold the same part ask one after the other; its bytes are read once.
-        if (key := str(index)) not in last:
-            last.clear()
-            last[key] = whole(index)
-        return last[key]
+def _bounds(spec: ParamSpec, index: tuple[slice, ...]) -> Bounds:
+    return tuple(one.indices(size)[:2] for one, size in zip(index, spec.shape, strict=True))
 
-    if mesh is None:
-        return jnp.asarray(read((slice(None),) * len(spec.shape)))
-    return jax.make_array_from_callback(spec.shape, named_sharding(mesh, spec.axes, spec.shape), read)
+
+def _wanted(spec: ParamSpec, layer: int, index: Bounds, array: np.ndarray) -> Iterator[Wanted]:
+    """What a part of a parameter wants of the tensor of one layer, in the order in which that is stored."""
+    if spec.stacked:
+        (first, last), *index = index
+        if not first <= layer < last:
+            return
+        array = array[layer - first]
+    if spec.transposed:
+        index, array = index[::-1], array.T
+    rows, *rest = (slice(*one) for one in index)
+    done = 0
+    for run in [rows] if spec.fused is None else _runs(spec.fused, rows):
+        size = run.stop - run.start
+        yield Wanted(run, tuple(rest), array[done : done + size])
+        done += size
+
+
+def read_layer(spec: ParamSpec, tensors: list[StoredTensor], layer: int) -> np.ndarray:
+    """One matrix of a stacked parameter, whole, as `load` would have it in the widest dtype of its layers."""
+    index = ((layer, layer + 1), *((0, size) for size in spec.shape[1:]))
+    array = aligned((1, *spec.shape[1:]), _widest(tensors))
+    stream(tensors[layer], list(_wanted(spec, layer, index, array)))
+    return array[0]
 
 
 def _widest(tensors: list[StoredTensor]) -> Any:
@@ -200,20 +253,6 @@ def _narrower(specs: tuple[ParamSpec, ...], tensors: Mapping[str, StoredTensor])
     widest = {spec.path: _widest([tensors[name] for name in spec.hf_names]) for spec in specs}
     found = {name: FLOATS[tensor.dtype] for name, tensor, spec in each if FLOATS[tensor.dtype] != widest[spec.path]}
     return tuple(found.items())
-
-
-def _finite(values: np.ndarray) -> bool:
-    """Whether all are finite. Types that NumPy only emulates are looked at as bits: the exponent is not all ones."""
-    if values.dtype.itemsize != 2:
-        return bool(np.isfinite(values).all())
-    exponent = np.uint16(0x7C00 if values.dtype == np.float16 else 0x7F80)
-    return not bool(((values.view(np.uint16) & exponent) == exponent).any())
-
-
-def _part(spec: ParamSpec, tensor: StoredTensor, index: tuple[slice, ...]) -> np.ndarray:
-    index = index[::-1] if spec.transposed else index
-    part = tensor.read(index) if spec.fused is None else tensor.read_rows(_runs(spec.fused, index[0]), index[1:])
-    return part.T if spec.transposed else part
 
 
 def _runs(fused: Fused, index: slice) -> list[slice]:

@@ -76,10 +76,18 @@ def merge_lora(model: Model, params: Params) -> tuple[Model, Params]:
     """`W + s A B` for every adapted projection, and the decoder without adapters.
 
     The sum is made in f32 and rounded once to the dtype of W.
+
+    Raises:
+        ValueError: when the model is not a decoder of this library, or its weights are frozen in few bits.
     """
     decoder = decoder_of(model, "merge_lora")
     if decoder.lora is None:
         return model, params
+    if decoder.frozen_bits is not None:
+        raise ValueError(
+            f"the weights are frozen in {decoder.frozen_bits} bits, which cannot hold what adapters add; models.save "
+            "adds it to the weights of the checkpoint"
+        )
     plain = replace(decoder, lora=None)
     merge = jax.jit(partial(_merged, decoder.lora.scale))
     leaves, gone = {}, set()
@@ -89,7 +97,7 @@ def merge_lora(model: Model, params: Params) -> tuple[Model, Params]:
             part = spec.path[:-1]
             node = at(params, spec._replace(path=part))
             leaves[(*part, "kernel")] = merge(node["kernel"], node["lora_a"], node["lora_b"])
-    return as_model(plain), put(_without(params, gone), leaves)
+    return as_model(plain), put(without(params, gone), leaves)
 
 
 def adapter_specs(decoder: Decoder, params: Params) -> tuple[ParamSpec, ...]:
@@ -121,9 +129,10 @@ def put(params: Params, leaves: dict[tuple[str, ...], Array]) -> Params:
     return out
 
 
-def _without(params: Params, paths: set[tuple[str, ...]], here: tuple[str, ...] = ()) -> Params:
+def without(params: Params, paths: set[tuple[str, ...]], here: tuple[str, ...] = ()) -> Params:
+    """`params` without the leaves at `paths`."""
     return {
-        key: _without(value, paths, (*here, key)) if isinstance(value, dict) else value
+        key: without(value, paths, (*here, key)) if isinstance(value, dict) else value
         for key, value in params.items()
         if (*here, key) not in paths
     }

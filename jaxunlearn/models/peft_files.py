@@ -20,9 +20,9 @@ from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.functional import Decoder, as_model
 from jaxunlearn.models.loading import read_leaves
 from jaxunlearn.models.lora import LoRA, adapter_specs, put
-from jaxunlearn.models.saving import on_host
 from jaxunlearn.models.segments import join_layers
 from jaxunlearn.models.specs import at, param_specs
+from jaxunlearn.sharding import on_host
 from jaxunlearn.types import Model, Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -82,7 +82,7 @@ def save_adapters(folder: str | Path, model: Model, params: Params, *, base: str
     tensors: dict[str, np.ndarray] = {}
     for spec in adapter_specs(decoder, params):
         for layer, name in enumerate(spec.hf_names):
-            tensors[PREFIX + name] = on_host(at(params, spec)[layer].T)
+            tensors[PREFIX + name] = np.ascontiguousarray(on_host(at(params, spec)[layer]).T)
     base = base or (None if decoder.folder is None else str(decoder.folder))
     with new_folder(folder) as out:
         if out is not None:

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
@@ -23,9 +22,12 @@ from jaxunlearn.models.checkpoint_files import INDEX, SINGLE
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.functional import Decoder
 from jaxunlearn.models.lora import merge_lora
+from jaxunlearn.models.restoring import restored
 from jaxunlearn.models.segments import join_layers
 from jaxunlearn.models.specs import ParamSpec, at, param_specs
+from jaxunlearn.models.streaming import transposed
 from jaxunlearn.models.tokenization import GENERATION_CONFIG, copy_tokenizer
+from jaxunlearn.sharding import on_host
 from jaxunlearn.types import Model, Params
 
 Text = str | Callable[[Path], str]
@@ -55,7 +57,8 @@ def save(
     Args:
         folder: the folder to make; it must not exist, or be empty.
         model: the model that `load` or `init` returned.
-        params: its parameters, as trained or unlearned; low-rank adapters are merged into the weights.
+        params: its parameters, as trained or unlearned; low-rank adapters are merged into the weights, those of the
+            checkpoint itself where the model keeps them in few bits.
         tokenizer: a Hugging Face tokenizer, or a folder whose tokenizer files and `generation_config.json` are
             copied unchanged; None for the folder the model was loaded from.
         card: text of the README.md to put beside the weights.
@@ -85,7 +88,8 @@ def save(
         )
     refuse_folder(target)
     limit = byte_size(max_shard_size)
-    params = join_layers(merge_lora(model, params)[1])
+    params = join_layers(params)
+    params = merge_lora(model, params)[1] if decoder.frozen_bits is None else restored(decoder, params)
     _check(decoder.config, params)
     tokenizer = decoder.folder if tokenizer is None else tokenizer
     if isinstance(tokenizer, str | Path) and not Path(tokenizer).is_dir():
@@ -189,16 +193,7 @@ def _host(params: Params, tensor: _Tensor, dtype: str | None) -> np.ndarray:
 
 def _layer(leaf: Array, layer: int | None, spec: ParamSpec) -> np.ndarray:
     part = on_host(leaf if layer is None else leaf[layer])
-    return np.ascontiguousarray(part.T if spec.transposed else part)
-
-
-def on_host(array: Array) -> np.ndarray:
-    """A whole array on the host, collected by all processes from those that hold its parts."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        from jax.experimental.multihost_utils import process_allgather
-
-        array = process_allgather(array, tiled=True)
-    return np.ascontiguousarray(array)
+    return transposed(part) if spec.transposed else np.ascontiguousarray(part)
 
 
 def _write_rest(folder: Path, decoder: Decoder, tokenizer: Any, texts: Mapping[str, Text | None]) -> None:

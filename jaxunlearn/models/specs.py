@@ -13,6 +13,7 @@ from typing import Any
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.families import FAMILIES
 from jaxunlearn.models.layer_specs import NORMS, PROJECTIONS, ParamSpec, linear, norm, qk_width
+from jaxunlearn.models.quantised import freezes, frozen_specs
 
 UNLEARNING = "unlearning_layer"
 
@@ -58,11 +59,15 @@ class LoRA:
 
 
 def param_specs(
-    config: DecoderConfig, lora: LoRA | None = None, unlearning_rank: int | None = None
+    config: DecoderConfig,
+    lora: LoRA | None = None,
+    unlearning_rank: int | None = None,
+    frozen_bits: int | None = None,
 ) -> tuple[ParamSpec, ...]:
     """The parameters of a decoder, in the order in which they are used; adapters follow what they correct.
 
-    `unlearning_rank` is the width of the unlearning layers (`models.unlearning_layers`), None for none.
+    `unlearning_rank` is the width of the unlearning layers (`models.unlearning_layers`), None for none; `frozen_bits`
+    that of the projections (`models.quantised`), None for matrices in their own dtype.
 
     Example:
         >>> config = DecoderConfig(vocab_size=32, hidden_size=16, num_attention_heads=4, num_hidden_layers=2)
@@ -98,6 +103,8 @@ def param_specs(
         rows.append(ParamSpec(("lm_head", "bias"), (V,), ("vocab",), f"{head}.bias", "zeros"))
     if lora is not None:
         rows = [one for row in rows for one in (row, *_adapters(row, lora))]
+    if frozen_bits is not None:
+        rows = [one for row in rows for one in (frozen_specs(row, frozen_bits) if freezes(row) else (row,))]
     return tuple(rows)
 
 

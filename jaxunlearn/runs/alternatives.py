@@ -96,6 +96,19 @@ def sampled(
     return [_encoded(*parts, tokenizer) for parts in zip(forget, prompts, answers, strict=True)]
 
 
+def plain(answers: Sequence[data.Encoded]) -> list[dict[str, Any]]:
+    """Sampled answers as arrays, which `runs.kept` can write."""
+    return [{"tokens": one.tokens, "loss_mask": one.loss_mask, "text": one.text} for one in answers]
+
+
+def encoded(answers: Sequence[dict[str, Any]], forget: Sequence[data.Encoded]) -> list[data.Encoded]:
+    """The answers that `plain` was given, beside their records."""
+    return [
+        data.Encoded(**answer, offsets=np.zeros((len(answer["tokens"]), 2), np.int32), record=one.record)
+        for answer, one in zip(answers, forget, strict=True)
+    ]
+
+
 def _encoded(one: data.Encoded, prompt: list[int], answer: list[int], tokenizer: Any) -> data.Encoded:
     tokens = np.asarray([*prompt, *answer], np.int32)
     mask = (np.arange(len(tokens)) >= len(prompt)).astype(np.float32)

@@ -38,7 +38,7 @@ def attack(settings: Attack) -> dict[str, Result]:
     canaries = read_key(settings.canaries) if settings.canaries is not None else []
     folders = {"before": before(settings), "after": settings.model, "retrained": settings.reference_model}
     folders = {name: folder for name, folder in folders.items() if folder is not None}
-    mesh = settings.devices.mesh()
+    mesh = settings.devices.make_mesh()
     with Reporter() as reporter:
         loaded = {name: models.load(folder, mesh=mesh) for name, folder in folders.items()}
         results: dict[str, Result] = {}

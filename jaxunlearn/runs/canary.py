@@ -68,7 +68,7 @@ def score(settings: CanaryScore) -> Measure:
             f"--candidates {settings.candidates}, --batch-size {settings.batch_size}: give at least 2 and at least 1"
         )
     key, reads = read_key(settings.key), reader(settings.model, settings.text)
-    mesh = settings.devices.mesh()
+    mesh = settings.devices.make_mesh()
     with Reporter() as reporter:
         model, params = models.load(settings.model, mesh=mesh)
         sizes = {one.template: min(one.template.size, settings.candidates) for one in key}

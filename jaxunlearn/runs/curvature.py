@@ -42,12 +42,18 @@ def store_curvature(settings: StoreCurvature) -> Path:
     for name in ("batch_size", "samples", "draws"):
         if getattr(settings, name) < 1:
             raise ValueError(f"--{name} {getattr(settings, name)}: give at least 1".replace("_", "-"))
+    if not settings.temperature > 0:
+        raise ValueError(f"--temperature {settings.temperature}: give a positive number")
+    if settings.kind == "gradients" and settings.temperature != 1:
+        raise ValueError(
+            "--temperature softens the answers that factors are taken of; gradients have none: leave it out"
+        )
     if settings.kind == "gradients" and settings.only:
         raise ValueError("--only chooses parameters for Kronecker factors; gradients are kept whole: leave it out")
     encoded = reader(settings.model, settings.text).read(*settings.data)
     start = time.monotonic()
     with Reporter() as reporter:
-        mesh = settings.devices.mesh()
+        mesh = settings.devices.make_mesh()
         model, params = models.load(settings.model, mesh=mesh)
         if settings.kind == "gradients":
             with reporter.stage("taking gradients", 1) as stage:
@@ -57,7 +63,10 @@ def store_curvature(settings: StoreCurvature) -> Path:
             passes = 2 if settings.kind == "ekfac" else 1
             with reporter.stage("taking factors", passes * steps_per_epoch(len(encoded), settings.batch_size)) as stage:
                 recipe = (EKFAC if settings.kind == "ekfac" else KFAC)(
-                    samples=settings.draws, only=settings.only or ("*",), eigen="host"
+                    samples=settings.draws,
+                    temperature=settings.temperature,
+                    only=settings.only or ("*",),
+                    eigen="host",
                 )
                 store = factors(
                     recipe, model, params, encoded,

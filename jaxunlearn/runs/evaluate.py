@@ -1,50 +1,67 @@
 """`jaxunlearn evaluate`: before, after and retrained side by side, by one suite, by all, or on two record files."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import cache, partial, wraps
 from pathlib import Path
+from typing import Any
 
 from jaxunlearn import data, evals, models
 from jaxunlearn.evals import Result, Run, Suite
 from jaxunlearn.evals.suites import Sources, tofu_suite
+from jaxunlearn.evals.suites.runner import Generate
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter, Stage
 from jaxunlearn.runs.settings import Attack, Evaluate
+from jaxunlearn.runs.work import Work, finished, plain_options
+from jaxunlearn.types import Model, Params
 
 
 def evaluate(settings: Evaluate) -> dict[str, Result]:
     """Run it; returns the results by column.
 
     Raises:
-        ValueError: bad input, or an existing output file, before any weight is loaded.
+        ValueError: bad input, an existing output file or an unfinished run, before any weight is loaded.
     """
+    if finished("evaluate", settings):
+        return json.loads(settings.out.read_text(encoding="utf-8"))["results"]
     records.refuse_files(out=settings.out)
     _check(settings)
     reads = reader(settings.model, settings.text)
     suites = suites_of(settings, reads)
     generate = models.generate if settings.generate or settings.suite else None
     folders = _columns(settings)
-    mesh = settings.devices.mesh()
-    with Reporter() as reporter:
-        retrained = models.load(folders["retrained"], mesh=mesh) if "retrained" in folders else None
+    mesh = settings.devices.make_mesh()
+    work = None
+    if settings.out is not None:
+        # The model before unlearning may be named by a record only.
+        known = {"the model before": records.digest(folders["before"])} if "before" in folders else {}
+        work = Work("evaluate", settings, digests=known)
+    with work or nullcontext(), Reporter() as reporter:
+        if work is not None and work.resumed:
+            reporter.say(work.told())
+        load = cache(partial(models.load, mesh=mesh))
         results: dict[str, Result] = {}
-        # The retrained model first: the others are compared with its result, and only one of them is in memory.
-        for name in sorted(folders, key=lambda n: n != "retrained"):
-            run = Run(
-                *(retrained if name == "retrained" else models.load(folders[name], mesh=mesh)),
-                reads.tokenizer,
-                retrained,
-                results.get("retrained"),
-                settings.seed,
-                settings.batch_size,
-                mesh,
-            )
+
+        def measured(name: str) -> Result:
+            # Of the others, only one is in memory.
+            own = load(folders[name]) if name == "retrained" else models.load(folders[name], mesh=mesh)
+            retrained = load(folders["retrained"]) if "retrained" in folders else None
+            compared = retrained, results.get("retrained")
+            run = Run(*own, reads.tokenizer, *compared, settings.seed, settings.batch_size, mesh)
             texts = len({id(text) for suite in suites for part in suite.texts().values() for text in part})
+            writes = generate if work is None or generate is None else remembered(generate, work, name)
             with reporter.stage(f"evaluating {name}", texts) as stage:
                 seen = Counter(stage)
-                results[name] = evals.run_suites(
-                    suites, run, generate=generate, max_length=reads.max_length, progress=seen
-                )
+                return evals.run_suites(suites, run, generate=writes, max_length=reads.max_length, progress=seen)
+
+        # The retrained model first: the others are compared with its result.
+        for name in sorted(folders, key=lambda n: n != "retrained"):
+            make = partial(measured, name)
+            results[name] = make() if work is None else work.keep(f"result-{name}", make)
         results = {name: results[name] for name in folders if name in results}
         from jaxunlearn.reports import side_by_side
 
@@ -53,7 +70,8 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
         if settings.out is not None:
             facts = {name: str(folder) for name, folder in folders.items()}
             measured = {"suite": settings.suite, "data": list(settings.data)} if settings.suite else {}
-            evals.write_result(settings.out, {"models": facts, **measured, "results": results})
+            about = {"command": "evaluate", "settings": plain_options(settings), "models": facts, **measured}
+            evals.write_result(settings.out, {**about, "results": results})
             reporter.say(f"all numbers -> {settings.out}")
     return results
 
@@ -80,6 +98,18 @@ def suites_of(settings: Evaluate, reads: Reader) -> Sequence[Suite]:
     )
     options = {"template": settings.text.template, "new_tokens": settings.new_tokens}
     return evals.build(settings.suite, sources, reads.tokenizer, max_length=reads.max_length, **options)
+
+
+def remembered(generate: Generate, work: Work, column: str) -> Generate:
+    """`generate`, which takes most of the time, with every call's texts kept in the work folder."""
+
+    @wraps(generate)
+    def write(model: Model, params: Params, prompts: list[list[int]], **options: Any) -> list[list[int]]:
+        asked = hashlib.sha256(json.dumps([prompts, options]).encode()).hexdigest()[:16]
+        make = partial(generate, model, params, prompts, **options)
+        return work.keep(f"texts-{column}-{asked}", lambda: [[int(token) for token in text] for text in make()])
+
+    return write
 
 
 class Counter:

@@ -6,23 +6,28 @@ from pathlib import Path
 
 from jaxunlearn import models
 from jaxunlearn.data import steps_per_epoch
+from jaxunlearn.files import require_room
 from jaxunlearn.models.saving import byte_size
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs import requests
 from jaxunlearn.runs.fit import fit
 from jaxunlearn.runs.fit_private import fit_private
-from jaxunlearn.runs.inputs import reader
+from jaxunlearn.runs.inputs import reader, rows_of
 from jaxunlearn.runs.privacy import card, guarantee, mechanism_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Finetune
+from jaxunlearn.runs.work import Work, finished
 
 
 def finetune(settings: Finetune) -> Path:
     """Run it; returns the output folder.
 
     Raises:
-        ValueError: bad input or an existing output folder, before any weight is loaded.
+        ValueError: bad input, an existing output folder or an unfinished run, before any weight is loaded.
+        Interrupted: SIGTERM or Ctrl-C while training; `--resume` goes on.
     """
+    if finished("finetune", settings):
+        return settings.out
     records.refuse_existing(settings.out)
     if settings.epochs < 1 or settings.batch_size < 1:
         raise ValueError(f"--epochs {settings.epochs}, --batch-size {settings.batch_size}: both must be at least 1")
@@ -30,20 +35,26 @@ def finetune(settings: Finetune) -> Path:
         raise ValueError(f"--learning-rate {settings.learning_rate}: give a positive rate, or leave it out")
     byte_size(settings.max_shard_size)
     folder = models.resolve(settings.model)
+    require_room(settings.out, records.weight_bytes(folder))
     before = records.digest(folder)
+    work = Work("finetune", settings, digests={"model": before})
     answered = requests.earlier(folder, before)
     encoded = reader(settings.model, settings.text).read(*settings.data)
     again = requests.returning([one.record for one in encoded], answered)
     mechanism = mechanism_of(settings, len(encoded))
+    if mechanism is not None and settings.pack is not None:
+        raise ValueError(f"--pack {settings.pack}: a private run clips the gradient of each record; leave out --pack")
+    rows = rows_of(encoded, settings.pack, settings.model)
     clip_norm = 1.0 if settings.private.clip_norm is None else settings.private.clip_norm
     promised = None if mechanism is None else guarantee(mechanism, clip_norm, settings.private.private_delta)
     start = time.monotonic()
-    with Reporter() as reporter:
-        mesh = settings.devices.mesh()
+    with work, Reporter() as reporter:
+        mesh = settings.devices.make_mesh()
         model, params = models.load(settings.model, mesh=mesh)
         rate = settings.learning_rate or min(3e-3, 0.2 / model.source.config.hidden_size)
-        steps = settings.epochs * steps_per_epoch(len(encoded), settings.batch_size)
-        reporter.say(f"{len(encoded)} records, learning rate {rate:.1e}")
+        steps = settings.epochs * steps_per_epoch(len(rows), settings.batch_size)
+        shared = "" if settings.pack is None else f" in {len(rows)} rows"
+        reporter.say(f"{len(encoded)} records{shared}, learning rate {rate:.1e}")
         if again:
             shown = ", ".join(again[:8])
             reporter.say(f"[yellow]warning:[/yellow] this teaches again what was to be forgotten: {shown}")
@@ -52,18 +63,21 @@ def finetune(settings: Finetune) -> Path:
                 f"private: epsilon {promised['epsilon']:.4g} at delta {promised['delta']:.4g}, noise multiplier "
                 f"{promised['noise_multiplier']:.4g}, clipping norm {clip_norm:.4g}"
             )
+        if work.resumed:
+            reporter.say(work.told())
         common = {"learning_rate": rate, "weight_decay": settings.weight_decay, "mesh": mesh}
-        with reporter.stage("fine-tuning", steps) as stage:
+        with reporter.stage("fine-tuning", steps) as stage, work.checkpoints(reporter.say) as checkpoints:
             if mechanism is None:
                 done = fit(
                     model,
                     params,
-                    encoded,
+                    rows,
                     epochs=settings.epochs,
                     batch_size=settings.batch_size,
                     stop_at_loss=0.02 if settings.stop_at_loss is None else settings.stop_at_loss,
                     seed=settings.seed,
                     advance=stage.advance,
+                    checkpoints=checkpoints,
                     **common,
                 )
             else:
@@ -76,9 +90,11 @@ def finetune(settings: Finetune) -> Path:
                     microbatch=8 if settings.private.private_rows is None else settings.private.private_rows,
                     report_every=steps // settings.epochs,
                     advance=stage.advance,
+                    checkpoints=checkpoints,
                     **common,
                 )
         if not math.isfinite(done.losses[-1]):
+            work.remove()
             raise ValueError(
                 f"training diverged: the loss of epoch {len(done.losses)} is {done.losses[-1]}, so nothing was saved; "
                 f"give a --learning-rate below {rate:.1e}"

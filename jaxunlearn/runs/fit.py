@@ -1,16 +1,18 @@
 """Plain training on loss tokens: how a model comes to memorise, and how the retrained reference is made."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from jaxunlearn import losses
-from jaxunlearn.data import Encoded, batches, shapes_of, steps_per_epoch
+from jaxunlearn.data import Encoded, PackedRow, batches, shapes_of, steps_per_epoch
+from jaxunlearn.runs.checkpoint import Checkpoints
 from jaxunlearn.sharding import shard_batch
 from jaxunlearn.sharding.regions import replicate_scalars
 from jaxunlearn.tree import shard_like
@@ -34,7 +36,7 @@ class Fitted(NamedTuple):
 def fit(
     model: Model,
     params: Params,
-    encoded: Sequence[Encoded],
+    encoded: Sequence[Encoded] | Sequence[PackedRow],
     *,
     epochs: int,
     batch_size: int,
@@ -46,15 +48,16 @@ def fit(
     mesh: Mesh | None = None,
     shape: tuple[int, int] | None = None,
     advance: Callable[..., None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Fitted:
     """AdamW on the mean NLL of the loss tokens.
 
     Args:
         model: pure functions.
         params: where to start; consumed (its buffers are donated).
-        encoded: the training records.
+        encoded: the training records, or the rows that `data.pack` made of them.
         epochs: most passes over them.
-        batch_size: records a step.
+        batch_size: records (or rows) a step.
         learning_rate: peak, after `warmup` steps; it then falls to zero over the epochs (cosine).
         weight_decay: of AdamW.
         warmup: steps of linear warm-up.
@@ -62,7 +65,9 @@ def fit(
         seed: order of the records.
         mesh: where batches are put; None for one device.
         shape: `(length, places)` of the batches, default that of the records: fits of one shape share a compilation.
-        advance: called after each step, `advance(epoch=, loss=)` after the last of an epoch.
+        advance: called after each step, `advance(epoch=, loss=)` after the last of an epoch; first, when steps are
+            taken from a checkpoint, `advance(steps)`.
+        checkpoints: where to go on from and what to leave; see `runs.checkpoint`.
     """
     per_epoch = steps_per_epoch(len(encoded), batch_size)
     total = per_epoch * epochs
@@ -71,8 +76,14 @@ def fit(
     state = replicate_scalars((params, _optimizer(learning_rate, weight_decay, warmup, total).init(params)), params)
     shape = shape or shapes_of(encoded)
     history: list[float] = []
-    steps, sums = 0, []
-    for one in batches(encoded, batch_size, seed=seed, epochs=epochs, shape=shape):
+    steps, sums, place = 0, [], (0, 0)
+    found = None if checkpoints is None else checkpoints.restore(lambda facts: state)
+    if found is not None:
+        steps, state = found.step, found.state
+        history, sums, place = found.facts["losses"], [np.float32(v) for v in found.facts["sums"]], found.facts["next"]
+        if advance is not None:
+            advance(steps)
+    for one in batches(encoded, batch_size, seed=seed, epochs=epochs, start=tuple(place), shape=shape):
         batch = shard_batch(one.batch, mesh)
         state, value = step(state, batch)
         sums.append(value)
@@ -88,7 +99,14 @@ def fit(
             advance(**facts)
         if facts and history[-1] <= stop_at_loss:
             break
+        if checkpoints is not None:
+            checkpoints.after(steps, partial(_snapshot, state, history, sums, one.next))
     return Fitted(state[0], history, steps)
+
+
+def _snapshot(state: tuple, losses: list[float], sums: list, following: tuple[int, int]) -> tuple[tuple, dict]:
+    """What the next step depends on; of an epoch that has begun, the sums so far."""
+    return state, {"losses": losses, "sums": [[float(x) for x in pair] for pair in sums], "next": following}
 
 
 def mean_nll(model: Model, params: Params, encoded: Sequence[Encoded], *, mesh: Mesh | None = None) -> float:

@@ -6,7 +6,7 @@ noise covers. The losses reported are such exact facts too, meant for whoever ho
 
 import secrets
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from jaxtyping import Array, UInt32
 from jaxunlearn.accounting import SampledGaussian
 from jaxunlearn.data import Encoded, poisson_batches, shapes_of
 from jaxunlearn.private import private_gradient, record_nll
+from jaxunlearn.runs.checkpoint import Checkpoints
 from jaxunlearn.runs.fit import Fitted, mean_nll, schedule
 from jaxunlearn.sharding import shard_batch
 from jaxunlearn.sharding.regions import replicate_scalars
@@ -40,6 +41,7 @@ def fit_private(
     mesh: Mesh | None = None,
     shape: tuple[int, int] | None = None,
     advance: Callable[..., None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Fitted:
     """AdamW on `private_gradient` of the mean NLL of each record's loss tokens, exactly as `mechanism` accounts for it.
 
@@ -58,7 +60,9 @@ def fit_private(
             holds against those who do not know them.
         mesh: where batches are put; None for one device.
         shape: `(length, places)` of the batches, default that of the records.
-        advance: called after each step, `advance(epoch=, loss=)` after one that is measured.
+        advance: called after each step, `advance(epoch=, loss=)` after one that is measured; first, when steps are
+            taken from a checkpoint, `advance(steps)`.
+        checkpoints: where to go on from and what to leave; see `runs.checkpoint`.
 
     Raises:
         ValueError: the records are not as many as `mechanism` says, or `microbatch` is below 1.
@@ -70,22 +74,28 @@ def fit_private(
     words = _entropy() if entropy is None else entropy
     key = jax.random.wrap_key_data(words[:2], impl="threefry2x32")
     microbatch = min(microbatch, mechanism.capacity)
-    samples = poisson_batches(
-        encoded,
-        mechanism.sampling_rate,
-        capacity=mechanism.capacity,
-        steps=mechanism.steps,
-        random=np.random.default_rng(words[2:]),
-        rows=-(-mechanism.capacity // microbatch) * microbatch,
-        shape=shape or shapes_of(encoded),
-    )
     warmup = min(warmup, mechanism.steps - 1)
     rule = (learning_rate, weight_decay, warmup, mechanism.steps)
     step = _step(model, rule, clip_norm, mechanism.noise_multiplier, mechanism.expected, microbatch)
     state = replicate_scalars((params, _optimizer(*rule).init(params)), params)
     every = report_every or mechanism.steps
     history: list[float] = []
-    for number, one in enumerate(samples, start=1):
+    done = 0
+    found = None if checkpoints is None else checkpoints.restore(lambda facts: state)
+    if found is not None:
+        done, state, history = found.step, found.state, found.facts["losses"]
+        if advance is not None:
+            advance(done)
+    samples = poisson_batches(
+        encoded,
+        mechanism.sampling_rate,
+        capacity=mechanism.capacity,
+        steps=mechanism.steps - done,
+        random=np.random.default_rng(words[2:]),
+        rows=-(-mechanism.capacity // microbatch) * microbatch,
+        shape=shape or shapes_of(encoded),
+    )
+    for number, one in enumerate(samples, start=done + 1):
         state = step(state, shard_batch(one.batch, mesh), jax.random.fold_in(key, number))
         facts = {}
         if number % every == 0 or number == mechanism.steps:
@@ -93,7 +103,13 @@ def fit_private(
             facts = {"epoch": len(history), "loss": history[-1]}
         if advance is not None:
             advance(**facts)
+        if checkpoints is not None:
+            checkpoints.after(number, partial(_snapshot, state, history))
     return Fitted(state[0], history, mechanism.steps)
+
+
+def _snapshot(state: tuple, losses: list[float]) -> tuple[tuple, dict]:
+    return state, {"losses": losses}
 
 
 def _entropy() -> np.ndarray:

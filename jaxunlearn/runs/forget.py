@@ -1,7 +1,7 @@
 """The unlearning loop: `unlearn_step` over batches, with a stop rule and a history."""
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -9,12 +9,13 @@ from jax.sharding import Mesh
 
 from jaxunlearn.curvature import load
 from jaxunlearn.curvature.subset import Select
-from jaxunlearn.data import Encoded, pair
+from jaxunlearn.data import Encoded, PairStep, pair
 from jaxunlearn.methods import Method
+from jaxunlearn.runs.checkpoint import Checkpoints
 from jaxunlearn.runs.references import Stored
 from jaxunlearn.runs.watch import Watch
-from jaxunlearn.sharding import shard_batch
-from jaxunlearn.types import Model, Params
+from jaxunlearn.sharding import on_host, shard_batch
+from jaxunlearn.types import Model, Params, UnlearnBatch
 from jaxunlearn.unlearn import StepInfo, UnlearnState, init, unlearn_step
 
 
@@ -39,6 +40,22 @@ class Forgotten(NamedTuple):
     kept: int
 
 
+class Progress(NamedTuple):
+    """The arrays of a checkpoint.
+
+    Attributes:
+        state: as the next step takes it, without the parameters that no step changes.
+        info: of the last step.
+        best, best_info: parameters of the best look so far, and the step that made them; None before one, or where
+            nothing says which is best.
+    """
+
+    state: UnlearnState
+    info: StepInfo
+    best: Params | None = None
+    best_info: StepInfo | None = None
+
+
 def forget(
     method: Method,
     model: Model,
@@ -56,6 +73,7 @@ def forget(
     trainable: Select | None = None,
     watch: Watch | None = None,
     advance: Callable[..., None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Forgotten:
     """Run `method` for at most `steps` steps.
 
@@ -73,7 +91,9 @@ def forget(
         mesh: where batches are put.
         trainable: which parameters are changed, as `jaxunlearn.init` takes it; None for all.
         watch: evaluates now and then, ends the run by its rules, and keeps the best parameters.
-        advance: called with the numbers of each step.
+        advance: called with the numbers of each step; first, when steps are taken from a checkpoint, `advance(steps)`.
+        checkpoints: where to go on from and what to leave; see `runs.checkpoint`. Parameters that no step changes are
+            not among it.
 
     Raises:
         ValueError: when a rule of the watch ends the run before its first step, or leaves no step worth keeping.
@@ -83,14 +103,30 @@ def forget(
     state = init(method, model, params, key=jax.random.key(seed), trainable=trainable)
     step = _compiled(method, model)
     history: list[dict[str, float]] = []
-    info, best, stopped, products = None, None, "steps", 0
-    if watch is not None:
+    info, best, stopped, place = None, None, "steps", (0, 0)
+    pairs = partial(pair, forget_set, retain_set, batch_size, retain_size=retain_size, seed=seed, epochs=steps)
+
+    def complete(one: PairStep) -> UnlearnBatch:
+        return shard_batch(stored.complete(one), mesh)._replace(curvature=store)
+
+    def like(facts: dict) -> Progress:
+        shapes = jax.eval_shape(step, state, complete(next(iter(pairs()))))[1]
+        kept = watch is not None and facts["watch"]["kept"]
+        return Progress(state._replace(frozen=None), shapes, *((state.params, shapes) if kept else ()))
+
+    found = None if checkpoints is None else checkpoints.restore(like)
+    if found is not None:
+        progress, (history, place) = found.state, (found.facts["history"], found.facts["next"])
+        state, info, best = progress.state._replace(frozen=state.frozen), progress.info, progress.best_info
+        if watch is not None:
+            watch.resume(found.facts["watch"], progress.best)
+        if advance is not None:
+            advance(found.step)
+    elif watch is not None:
         _refuse_at_once(watch.look(0, state.whole(), state.params))
-    pairs = pair(forget_set, retain_set, batch_size, retain_size=retain_size, seed=seed, epochs=steps)
-    for one, _ in zip(pairs, range(steps), strict=False):
-        state, info = step(state, shard_batch(stored.complete(one), mesh)._replace(curvature=store))
+    for one, _ in zip(pairs(start=tuple(place)), range(len(history), steps), strict=False):
+        state, info = step(state, complete(one))
         facts = numbers(info)
-        products += int(facts.get("products", 0))
         ended = None
         if watch is not None and (len(history) + 1) % watch.every == 0:
             ended = watch.look(len(history) + 1, state.whole(), state.params)
@@ -105,6 +141,8 @@ def forget(
         if stop_at_nll is not None and facts.get("forget_nll", 0.0) >= stop_at_nll:
             stopped = "unseen"
             break
+        if checkpoints is not None:
+            checkpoints.after(len(history), partial(_snapshot, state, info, best, watch, history, one.next))
     kept = len(history)
     if watch is not None and (watch.goals or watch.limits):
         if watch.kept == 0:
@@ -113,7 +151,21 @@ def forget(
                 "kept; take smaller steps, look more often (--evaluate-every), or loosen the rules"
             )
         kept, info, state = watch.kept, best, state._replace(params=watch.best_params(state.params))
+    products = sum(int(facts.get("products", 0)) for facts in history)
     return Forgotten(state, info, history, stopped, products, kept)
+
+
+def _snapshot(
+    state: UnlearnState,
+    info: StepInfo,
+    best_info: StepInfo | None,
+    watch: Watch | None,
+    history: list[dict[str, float]],
+    following: tuple[int, int],
+) -> tuple[Progress, dict]:
+    facts = {"history": history, "next": following, "watch": None if watch is None else watch.progress()}
+    best = None if watch is None or not watch.kept else watch.best_params(state.params)
+    return Progress(state._replace(frozen=None), info, best, None if best is None else best_info), facts
 
 
 def _refuse_at_once(ended: str | None) -> None:
@@ -125,7 +177,7 @@ def _refuse_at_once(ended: str | None) -> None:
 
 def numbers(info: StepInfo) -> dict[str, float]:
     """The numbers of a step worth a line in the history."""
-    info = jax.device_get(info)
+    info = on_host(info)
     facts = {"objective": float(info.objective), "update_norm": float(info.update_norm), "applied": float(info.applied)}
     c = info.certificate
     if c is not None:

@@ -48,3 +48,23 @@ def reader(model: str | Path, text: Text) -> Reader:
             f"--max-length {text.max_length}: {model} has a context of {context} tokens; use 2 to {context}"
         )
     return Reader(models.load_tokenizer(folder), text.max_length or context, text)
+
+
+def rows_of(
+    encoded: list[data.Encoded], pack: int | None, model: str | Path
+) -> list[data.Encoded] | list[data.PackedRow]:
+    """The records, or with `pack` rows of that many tokens that several of them share.
+
+    Raises:
+        ValueError: rows are longer than the model's context, or shorter than a record.
+    """
+    if pack is None:
+        return encoded
+    context = models.read_config(models.resolve(model)).max_position_embeddings
+    longest = max(len(one.tokens) for one in encoded)
+    if not longest <= pack <= context:
+        raise ValueError(
+            f"--pack {pack}: rows hold the longest record, {longest} tokens, and fit in the context of {model}; use "
+            f"{longest} to {context}"
+        )
+    return data.pack(encoded, pack)

@@ -20,6 +20,7 @@ import jax
 
 from jaxunlearn import methods, models
 from jaxunlearn.files import write_new
+from jaxunlearn.models.quantised import BITS
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.options import make_method
 from jaxunlearn.runs.programs import PROGRAMS, problem_of
@@ -77,6 +78,10 @@ def plan(settings: Plan) -> list[Estimate]:
     for name in ("batch", "length", "cg_steps"):
         if getattr(settings, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(settings, name)}: give at least 1")
+    if settings.lora_rank < 0:
+        raise ValueError(f"--lora-rank {settings.lora_rank}: give a positive rank, or 0 to train the weights")
+    if settings.freeze_bits not in (None, *BITS) or (settings.freeze_bits and not settings.lora_rank):
+        raise ValueError(f"--freeze-bits {settings.freeze_bits}: give 8 or 4, beside --lora-rank")
     config = _config(settings.model)
     if settings.length > config.max_position_embeddings:
         raise ValueError(

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn import losses, methods, models, tree
-from jaxunlearn.curvature import GaussNewton, Hessian
+from jaxunlearn.curvature import GaussNewton, Hessian, partition
 from jaxunlearn.curvature.kronecker import Settings, kronecker_factors
-from jaxunlearn.models.specs import nest, param_specs
+from jaxunlearn.curvature.subset import over_chosen
+from jaxunlearn.models.quantised import dtype_of
+from jaxunlearn.models.specs import ParamSpec, nest, param_specs
 from jaxunlearn.objectives import ActivationMatch, reads, reference
 from jaxunlearn.runs.settings import Plan
 from jaxunlearn.sharding import named_sharding
@@ -25,12 +27,17 @@ TOP_K = 64
 
 
 class Problem(NamedTuple):
-    """A model and a batch as shapes laid out on a mesh."""
+    """A model and a batch as shapes laid out on a mesh; `frozen` are the parameters beside those that are trained."""
 
     model: Model
     params: Any
+    frozen: Any
     batch: UnlearnBatch
     mesh: Mesh
+
+    def over(self, frozen: Any) -> Model:
+        """The model as a function of what is trained."""
+        return self.model if frozen is None else over_chosen(self.model, frozen)
 
 
 Program = tuple[Callable, tuple, tuple[int, ...]]  # function, its abstract arguments, those that are donated
@@ -42,12 +49,15 @@ def problem_of(settings: Plan, config: models.DecoderConfig, method: methods.Met
     Raises:
         ValueError: for a method that reads stored curvature.
     """
-    specs = param_specs(config)
-    params = nest(
-        specs,
-        [jax.ShapeDtypeStruct(s.shape, settings.dtype, sharding=named_sharding(mesh, s.axes, s.shape)) for s in specs],
-    )
-    decoder = models.Decoder(config, mesh, settings.attention, settings.remat)
+    lora, bits = models.LoRA(settings.lora_rank) if settings.lora_rank else None, settings.freeze_bits
+    specs = param_specs(config, lora, frozen_bits=bits)
+
+    def shape_of(spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        dtype = jnp.float32 if models.is_lora("/".join(spec.path)) else dtype_of(spec, bits, settings.dtype)
+        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=named_sharding(mesh, spec.axes, spec.shape))
+
+    params = nest(specs, [shape_of(spec) for spec in specs])
+    decoder = models.Decoder(config, mesh, settings.attention, settings.remat, lora=lora, frozen_bits=bits)
     model = models.as_model(decoder)
 
     def rows(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -83,43 +93,44 @@ def problem_of(settings: Plan, config: models.DecoderConfig, method: methods.Met
         reference=Reference(**stored) if stored else None,
         retain_alternative=data if reads(terms, "retain_alternative") else None,
     )
-    return Problem(model, params, batch, mesh)
+    trained, frozen = (params, None) if lora is None else partition(params, models.is_lora)
+    return Problem(model, trained, frozen, batch, mesh)
 
 
 def _gradient(problem: Problem, method: methods.Method, settings: Plan) -> Program:
-    def gradient(params, batch):
+    def gradient(params, frozen, batch):
         def mean(p):
-            total, count = losses.nll(problem.model, p, batch)
+            total, count = losses.nll(problem.over(frozen), p, batch)
             return total / count
 
         return tree.shard_like(tree.to_vector(jax.grad(mean)(params)), params)
 
-    return gradient, (problem.params, problem.batch.forget), ()
+    return gradient, (problem.params, problem.frozen, problem.batch.forget), ()
 
 
 def _product(recipe: Any) -> Callable[[Problem, methods.Method, Plan], Program]:
     def program(problem: Problem, method: methods.Method, settings: Plan) -> Program:
-        def product(params, batch, v):
-            return recipe(problem.model, params, batch)(v)
+        def product(params, frozen, batch, v):
+            return recipe(problem.over(frozen), params, batch)(v)
 
-        return product, (problem.params, problem.batch.forget, _vector(problem)), ()
+        return product, (problem.params, problem.frozen, problem.batch.forget, _vector(problem)), ()
 
     return program
 
 
 def _solve(problem: Problem, method: methods.Method, settings: Plan) -> Program:
-    def solve(params, batch, b):
-        A = GaussNewton()(problem.model, params, batch).damped(0.1)
+    def solve(params, frozen, batch, b):
+        A = GaussNewton()(problem.over(frozen), params, batch).damped(0.1)
         return CG(settings.cg_steps, rtol=0.0)(A, b)
 
-    return solve, (problem.params, problem.batch.forget, _vector(problem)), ()
+    return solve, (problem.params, problem.frozen, problem.batch.forget, _vector(problem)), ()
 
 
 def _factors(problem: Problem, method: methods.Method, settings: Plan) -> Program:
-    def factors(params, batch):
-        return kronecker_factors(problem.model, params, batch, Settings(labels="sampled"))
+    def factors(params, frozen, batch):
+        return kronecker_factors(problem.over(frozen), params, batch, Settings(labels="sampled"))
 
-    return factors, (problem.params, problem.batch.forget), ()
+    return factors, (problem.params, problem.frozen, problem.batch.forget), ()
 
 
 def _step(problem: Problem, method: methods.Method, settings: Plan) -> Program:
@@ -157,4 +168,4 @@ def state_of(problem: Problem, method: methods.Method) -> Any:
         own = next((p for p in tails if p is not None and p.shape == leaf.shape), None)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere if own is None else own.sharding)
 
-    return jax.tree_util.tree_map_with_path(lay_out, state)
+    return jax.tree_util.tree_map_with_path(lay_out, state)._replace(frozen=problem.frozen)

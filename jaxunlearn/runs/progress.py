@@ -30,7 +30,7 @@ class Stage:
         text = "  ".join(f"{key} {value:.4g}" for key, value in facts.items())
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, facts=text)
-        elif time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
+        elif not self._reporter.console.quiet and time.monotonic() - self._spoke > SECONDS_BETWEEN_LINES:
             self._spoke = time.monotonic()
             print(f"{self._name}: {self._done}/{self._total}  {text}".rstrip(), flush=True)
 

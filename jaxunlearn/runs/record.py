@@ -9,6 +9,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxunlearn.files import require_room
 from jaxunlearn.version import __version__
 
 FILE = "jaxunlearn.json"
@@ -16,20 +17,26 @@ CONFIG = "jaxunlearn.yaml"
 
 
 def refuse_existing(out: Path) -> None:
-    """Raise before anything starts when the output folder already holds something."""
+    """Raise before anything starts when the output folder already holds something, or cannot be made."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(
             f"--out {out} exists already and is not an empty folder: nothing of yours is overwritten; "
             "choose another name"
         )
+    require_room(out)
 
 
 def refuse_files(**outputs: Path | None) -> None:
-    """Raise before anything starts when an output file exists; named by its flag, `refuse_files(out=settings.out)`."""
+    """Raise before anything starts when an output file exists or cannot be made.
+
+    Each is named by its flag: `refuse_files(out=settings.out)`.
+    """
     for name, path in outputs.items():
         if path is not None and path.exists():
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} {path} exists already: nothing of yours is overwritten; choose another name")
+        if path is not None:
+            require_room(path)
 
 
 def environment() -> dict[str, str]:
@@ -62,6 +69,11 @@ def digest(path: str | Path) -> str | None:
     return found.hexdigest()
 
 
+def weight_bytes(folder: Path) -> int:
+    """What the weight files of a checkpoint folder take on the disk: what a model made of it will take."""
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
 def record(
     command: str,
     settings: Any,
@@ -91,8 +103,12 @@ def configuration(command: str, settings: Any) -> str:
     """All options of a run as YAML, by the names of their flags: what `--config` reads again."""
     import yaml
 
-    options = {name: _plain(value) if isinstance(value, Path) else value for name, value in _options(settings)}
-    lists = {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [plain(part) for part in value]
+        return str(value) if isinstance(value, Path) else value
+
+    lists = {name: plain(value) for name, value in _options(settings)}
     text = yaml.safe_dump(lists, sort_keys=False, allow_unicode=True, width=120)
     return f"# jaxunlearn {command} --config {CONFIG} --out NEW-FOLDER runs this again.\n{text}"
 
@@ -100,6 +116,8 @@ def configuration(command: str, settings: Any) -> str:
 def _options(settings: Any) -> Iterator[tuple[str, Any]]:
     """Name and value of every option that is set, those of groups among them."""
     for field in fields(settings):
+        if not field.metadata.get("recorded", True):
+            continue
         value = getattr(settings, field.name)
         if is_dataclass(value):
             yield from _options(value)

@@ -13,7 +13,7 @@ from jaxunlearn.data import Counterfactuals, Encoded, PairStep, collate, counter
 from jaxunlearn.methods import Method
 from jaxunlearn.objectives import ActivationMatch, reference
 from jaxunlearn.runs.alternatives import Alternatives
-from jaxunlearn.sharding import shard_batch
+from jaxunlearn.sharding import on_host, shard_batch
 from jaxunlearn.types import Model, Params, Reference, TokenBatch, TopK, UnlearnBatch
 
 
@@ -35,6 +35,24 @@ class Stored(NamedTuple):
     unseen_nll: float | None
     alternatives: Alternatives = Alternatives()
 
+    def plain(self) -> dict[str, Any]:
+        """All but the other answers as dictionaries of arrays, which `runs.kept` can write."""
+        return {
+            "forget": _plain(self.forget),
+            "retain": _plain(self.retain),
+            "covered": self.covered,
+            "unseen_nll": self.unseen_nll,
+        }
+
+    @classmethod
+    def of(cls, plain: dict[str, Any], alternatives: Alternatives) -> "Stored":
+        """From what `plain` gave."""
+        halves = [
+            Reference(**{name: TopK(**part) if isinstance(part, dict) else part for name, part in plain[half].items()})
+            for half in ("forget", "retain")
+        ]
+        return cls(*halves, plain["covered"], plain["unseen_nll"], alternatives)
+
     def rows(self, forget_rows: np.ndarray, retain_rows: np.ndarray) -> Reference:
         """The references of one batch."""
         parts = zip(self.forget, self.retain, strict=True)
@@ -50,6 +68,11 @@ class Stored(NamedTuple):
             alternative=None if answers is None else _answers(answers, step.forget_rows, step.real),
             retain_alternative=None if refusals is None else _answers(refusals, step.retain_rows),
         )
+
+
+def _plain(reference: Reference) -> dict[str, Any]:
+    parts = reference._asdict().items()
+    return {name: part._asdict() if isinstance(part, TopK) else part for name, part in parts}
 
 
 def _take(stored: Any, rows: np.ndarray) -> Any:
@@ -172,7 +195,7 @@ def _by_rows(f, model: Model, params: Params, trees: tuple, size: int, mesh: Mes
         # The last chunk is filled with repeats, so that every chunk has the compiled shape.
         rows = np.minimum(np.arange(start, start + size), n - 1)
         chunk = shard_batch(jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], trees), mesh)
-        out = jax.device_get(call(model, params, *chunk))
+        out = on_host(call(model, params, *chunk))
         real = min(size, n - start)
         parts.append(jax.tree.map(lambda x, real=real: x[:real], out))
         if advance is not None:

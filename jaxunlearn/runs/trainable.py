@@ -8,6 +8,7 @@ import jax
 from jaxunlearn import models
 from jaxunlearn.curvature.subset import Select
 from jaxunlearn.data import Encoded, collate
+from jaxunlearn.models.quantised import BITS
 from jaxunlearn.runs.settings import Trainable
 from jaxunlearn.sharding import shard_batch
 from jaxunlearn.types import Model, Params
@@ -35,6 +36,12 @@ def check(settings: Trainable, layers: int) -> None:
         raise ValueError("--lora-init and --lora-targets say how adapters are made: give --lora-rank as well")
     if settings.lora_rank:
         _lora(settings)
+    if settings.freeze_bits not in (None, *BITS):
+        raise ValueError(f"--freeze-bits {settings.freeze_bits}: weights are frozen in 8 or 4 bits")
+    if settings.freeze_bits is not None and not settings.lora_rank:
+        raise ValueError(f"--freeze-bits {settings.freeze_bits} is for what adapters correct: give --lora-rank as well")
+    if settings.freeze_bits is not None and settings.lora_init != "zero":
+        raise ValueError(f"--lora-init {settings.lora_init} cuts adapters out of the weights: leave out --freeze-bits")
 
 
 def choose(

@@ -2,24 +2,27 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
 
 from jaxunlearn import data, evals, models
 from jaxunlearn.certificate import describe
-from jaxunlearn.methods import CATALOGUE, Method
+from jaxunlearn.files import require_room
+from jaxunlearn.methods import CATALOGUE
 from jaxunlearn.models.saving import byte_size
-from jaxunlearn.runs import alternatives, requests, trainable, watch
+from jaxunlearn.runs import alternatives, evidence, requests, trainable, watch
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.curvature import warn_if_moved
 from jaxunlearn.runs.fit import mean_nll
-from jaxunlearn.runs.forget import Forgotten, forget
+from jaxunlearn.runs.forget import forget
 from jaxunlearn.runs.inputs import reader
 from jaxunlearn.runs.options import make_method, options_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.references import Stored, store, substitute
 from jaxunlearn.runs.settings import Unlearn
+from jaxunlearn.runs.work import Work, finished
 from jaxunlearn.types import Model, Params
 
 
@@ -27,8 +30,12 @@ def unlearn(settings: Unlearn) -> Path:
     """Run it; returns the output folder.
 
     Raises:
-        ValueError: bad input, overlap of forget and retain, or an existing output folder, before any weight is loaded.
+        ValueError: bad input, overlap of forget and retain, an existing output folder or an unfinished run, before any
+            weight is loaded.
+        Interrupted: SIGTERM or Ctrl-C between two steps; `--resume` goes on.
     """
+    if finished("unlearn", settings):
+        return settings.out
     records.refuse_existing(settings.out)
     _check_numbers(settings)
     method = make_method(settings.method, settings.option)
@@ -38,7 +45,9 @@ def unlearn(settings: Unlearn) -> Path:
     reads = reader(settings.model, settings.text)
     folder = models.resolve(settings.model)
     trainable.check(settings.trainable, models.read_config(folder).num_hidden_layers)
+    require_room(settings.out, records.weight_bytes(folder))
     before = records.digest(folder)
+    work = Work("unlearn", settings, digests={"model": before})
     answered = requests.earlier(folder, before)
     requests.check_number(settings.request, answered, settings.model)
     again = requests.replayed(answered) if settings.replay else []
@@ -54,31 +63,35 @@ def unlearn(settings: Unlearn) -> Path:
     holdout = reads.read(settings.holdout) if settings.holdout else None
     watched = watch.plan(settings.watching, reads, forget_set, retain_set, holdout)
     start = time.monotonic()
-    with Reporter() as reporter:
+    with work, Reporter() as reporter:
+        if work.resumed:
+            reporter.say(work.told())
         if method.factors is not None and (moved := warn_if_moved(method.factors, before)):
             reporter.say(f"[yellow]warning:[/yellow] {moved}")
         prompts = _prompts(settings, method, forget_set, retain_set, reads, reporter)
-        mesh = settings.devices.mesh()
-        model, params = models.load(settings.model, mesh=mesh)
+        mesh = settings.devices.make_mesh()
+        model, params = models.load(settings.model, mesh=mesh, freeze_bits=settings.trainable.freeze_bits)
         if method.alternative == "sampled":
-            answers = alternatives.sampled(
-                model, params, forget_set, reads.tokenizer, max_length=reads.max_length, seed=settings.seed
-            )
-            others = others._replace(forget=answers)
-        rows = coreset(settings, model, params, retain_set, mesh)
+            sample = partial(alternatives.sampled, max_length=reads.max_length, seed=settings.seed)
+            asked = (model, params, forget_set, reads.tokenizer)
+            answers = work.keep("answers", lambda: alternatives.plain(sample(*asked)))
+            others = others._replace(forget=alternatives.encoded(answers, forget_set))
+        rows = work.keep("coreset", lambda: coreset(settings, model, params, retain_set, mesh))
         if rows is not None:
             reporter.say(f"{len(rows)} of {len(retain_set)} retain records chosen by {settings.retain_coreset}")
             retain_set = [retain_set[row] for row in rows]
             if others.retain is not None:
                 others = others._replace(retain=[others.retain[row] for row in rows])
         with reporter.stage("asking the original model", len(forget_set)) as stage:
-            stored = store(
-                method, model, params, forget_set, retain_set,
-                prompts=prompts, alternatives=others, top_k=settings.top_k, mesh=mesh, advance=stage.advance,
-            )  # fmt: skip
+            ask = partial(store, prompts=prompts, alternatives=others, top_k=settings.top_k, mesh=mesh)
+            asked = (method, model, params, forget_set, retain_set)
+            said = work.keep("references", lambda: ask(*asked, advance=stage.advance).plain())
+            stored = Stored.of(said, others)
         stop = settings.stop_at_nll
         if stop is None and entry.ascends:
-            stop = mean_nll(model, params, holdout, mesh=mesh) if holdout else stored.unseen_nll
+            stop = stored.unseen_nll
+            if holdout:
+                stop = work.keep("holdout", lambda: mean_nll(model, params, holdout, mesh=mesh))
             reporter.say(_why_stop(stop, holdout is not None))
         chosen = trainable.choose(
             settings.trainable, model, params, forget_set, retain_set, seed=settings.seed, mesh=mesh
@@ -86,12 +99,14 @@ def unlearn(settings: Unlearn) -> Path:
         watching = None
         if watched is not None:
             with reporter.stage("looking at the model before unlearning", 1) as stage:
-                watching = watch.start(watched, chosen.model, chosen.params, reads, seed=settings.seed, mesh=mesh)
+                watching = watch.start(
+                    watched, chosen.model, chosen.params, reads, seed=settings.seed, mesh=mesh, keep=work.keep
+                )
                 stage.advance()
             for rule in (*watching.goals, *watching.limits):
                 reporter.say("rule: " + " and ".join(map(str, rule)))
         steps = entry.steps if settings.steps is None else settings.steps
-        with reporter.stage(settings.method, steps) as stage:
+        with reporter.stage(settings.method, steps) as stage, work.checkpoints(reporter.say) as checkpoints:
             done = forget(
                 method, chosen.model, chosen.params, forget_set, retain_set, stored,
                 steps=steps,
@@ -103,16 +118,19 @@ def unlearn(settings: Unlearn) -> Path:
                 trainable=chosen.select,
                 watch=watching,
                 advance=stage.advance,
+                checkpoints=checkpoints,
             )  # fmt: skip
         certificate = describe(done.info.certificate, done.info.curvature, done.info.noise)
         reporter.say(certificate)
         skipped = sum(not step["applied"] for step in done.history)
         if skipped == len(done.history):
+            work.remove()
             raise ValueError(
                 f"no step of {settings.method} was finite, so the model is unchanged and nothing was saved; raise the "
                 "damping, lower the step or learning rate, or check the model for NaN weights"
             )
         if all(step["update_norm"] == 0.0 for step in done.history):
+            work.remove()
             raise ValueError(
                 f"{settings.method} changed nothing in {len(done.history)} steps, so nothing was saved; look at the "
                 f"options that choose what is changed (`jaxunlearn methods {settings.method}`)"
@@ -121,7 +139,7 @@ def unlearn(settings: Unlearn) -> Path:
             reporter.say(
                 f"[yellow]warning:[/yellow] {skipped} of {len(done.history)} steps were not finite and not applied"
             )
-        facts = _facts(method, done, stored, stop, time.monotonic() - start)
+        facts = evidence.facts(method, done, stored, stop, time.monotonic() - start)
         if watching is not None:
             rules = {"goals": watching.goals, "limits": watching.limits}
             facts["watching"] = {
@@ -139,14 +157,16 @@ def unlearn(settings: Unlearn) -> Path:
                 "unlearn", settings, inputs, digests={"model": before}, weights=weights, requests=lines, **facts
             )
 
-        card = _card(settings, len(forget_set), len(retain_set), certificate, done)
+        card = evidence.card(settings, len(forget_set), len(retain_set), certificate, done)
         extra = {records.FILE: content, records.CONFIG: records.configuration("unlearn", settings)}
         models.save(
             settings.out, chosen.model, done.state.whole(),
             card=card, extra=extra, max_shard_size=settings.max_shard_size,
         )  # fmt: skip
         kept = "" if done.kept == len(done.history) else f", the best after {done.kept} kept"
-        reporter.say(f"{len(done.history)} steps, stopped by {_STOPPED[done.stopped]}{kept} -> {settings.out}")
+        reporter.say(
+            f"{len(done.history)} steps, stopped by {evidence.STOPPED_BY[done.stopped]}{kept} -> {settings.out}"
+        )
     return settings.out
 
 
@@ -181,14 +201,6 @@ def _check_numbers(settings: Unlearn) -> None:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
 
 
-_STOPPED = {
-    "steps": "--steps",
-    "unseen": "the forget loss reaching that of unseen text",
-    "goal": "--stop-when",
-    "limit": "--keep-while",
-}
-
-
 def _prompts(settings, method, forget_set, retain_set, reads, reporter) -> data.Counterfactuals | None:
     """Counterfactual prompts, for the methods that match them and for those that need a place to stop."""
     matches = "counterfactual_top" in method.needs
@@ -214,33 +226,3 @@ def _why_stop(stop: float | None, from_holdout: bool) -> str:
         )
     source = "holdout records" if from_holdout else "the same answers about people that do not exist"
     return f"stops when the forget loss reaches {stop:.3f} nats per token, that of {source}"
-
-
-def _facts(method: Method, done: Forgotten, stored: Stored, stop: float | None, seconds: float) -> dict:
-    info = jax.device_get(done.info)
-    certificate = (
-        {} if info.certificate is None else {k: v for k, v in info.certificate._asdict().items() if v is not None}
-    )
-    solve = {} if info.curvature is None else info.curvature.solve._asdict() | {"damping": info.curvature.used_damping}
-    return {
-        "method": method.name,
-        "steps": len(done.history),
-        "stopped": done.stopped,
-        "stop_at_nll": stop,
-        "counterfactual_coverage": None if stored.covered is None else float(stored.covered.mean()),
-        "products": done.products,
-        "seconds": round(seconds, 1),
-        "certificate": certificate | solve,
-        "history": done.history,
-    }
-
-
-def _card(settings: Unlearn, forgotten: int, kept: int, certificate: str, done: Forgotten) -> str:
-    lines = "\n".join(f"- {line}" for line in certificate.splitlines())
-    return (
-        f"# Unlearned model\n\nMade by jaxunlearn with `{settings.method}` (seed {settings.seed}, {len(done.history)} "
-        f"steps) from `{Path(settings.model).name}`: {forgotten} records forgotten, {kept} retain records given.\n\n"
-        f"Certificate of the last step:\n\n{lines}\n\nSettings, input hashes and the history of every step are in "
-        f"`{records.FILE}`. What unlearning does not promise: it is no proof that the text cannot be recovered by "
-        "fine-tuning or other attacks.\n"
-    )

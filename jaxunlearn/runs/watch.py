@@ -108,6 +108,15 @@ class Watch:
         """The parameters of the best look; `last` where there are no rules to choose by."""
         return last if self._params is None else self._params
 
+    def progress(self) -> dict[str, Any]:
+        """All looks so far and which one is kept, as JSON has it: with `best_params` what `resume` goes on from."""
+        return {"looks": [[look.step, look.result] for look in self.looks], "kept": self._kept}
+
+    def resume(self, progress: dict[str, Any], best_params: Params | None) -> None:
+        """Goes on after the looks of an earlier process."""
+        self.looks = [Look(step, result) for step, result in progress["looks"]]
+        self._kept, self._params = progress["kept"], best_params
+
     def facts(self) -> list[dict[str, Any]]:
         """The looks as numbers, for the record."""
         return [{"step": look.step, **self.numbers(look.result)} for look in self.looks]
@@ -163,9 +172,21 @@ def plan(
 
 
 def start(
-    found: Plan, model: Model, params: Params, reads: Reader, *, seed: int, batch_size: int = 32, mesh: Mesh | None
+    found: Plan,
+    model: Model,
+    params: Params,
+    reads: Reader,
+    *,
+    seed: int,
+    batch_size: int = 32,
+    mesh: Mesh | None,
+    keep: Callable[[str, Callable[[], Result]], Result] = lambda name, make: make(),
 ) -> Watch:
-    """A watch whose bounds are numbers: the model before unlearning is measured where a rule asks for it."""
+    """A watch whose bounds are numbers: the model before unlearning is measured where a rule asks for it.
+
+    Args:
+        keep: called for each of these measurements with a name for it, `keep(name, measure)`; may know the result.
+    """
 
     def measure(suites: Sequence[Suite], model: Model, params: Params) -> Result:
         run = Run(model, params, reads.tokenizer, None, None, seed, batch_size, mesh)
@@ -175,9 +196,9 @@ def start(
     known = dict(found.known)
     bounds = {condition.bound for rule in found.goals + found.limits for condition in rule}
     if "before" in bounds:
-        known["before"] = measure(found.suites, model, params)
+        known["before"] = keep("watch-before", lambda: measure(found.suites, model, params))
     if found.unseen is not None:
-        known["unseen"] = measure(found.unseen, model, params)
+        known["unseen"] = keep("watch-unseen", lambda: measure(found.unseen, model, params))
     goals, limits = ([resolve(rule, known) for rule in rules] for rules in (found.goals, found.limits))
     return Watch(found.every, lambda weights: measure(found.suites, model, weights), goals, limits, found.metrics)
 

@@ -1,4 +1,4 @@
-"""Where arrays live: device meshes, logical axis rules and batch placement.
+"""Where arrays live: device meshes, logical axis rules, batch placement, several processes.
 
 Example:
     >>> import jax
@@ -8,18 +8,35 @@ Example:
     ('tensor', 'fsdp')
 """
 
+from jaxunlearn.sharding.collect import largest, on_host, put
 from jaxunlearn.sharding.mesh import AXES, is_explicit, make_mesh, mesh_sizes
-from jaxunlearn.sharding.rules import DEFAULT_RULES, Rules, constrain, named_sharding, partition_spec, shard_batch
+from jaxunlearn.sharding.rules import (
+    DEFAULT_RULES,
+    LogicalAxes,
+    Rules,
+    Whole,
+    check_axes,
+    constrain,
+    named_sharding,
+    partition_spec,
+    shard_batch,
+)
 
 __all__ = [
     "AXES",
     "DEFAULT_RULES",
+    "LogicalAxes",
     "Rules",
+    "Whole",
+    "check_axes",
     "constrain",
     "is_explicit",
+    "largest",
     "make_mesh",
     "mesh_sizes",
     "named_sharding",
+    "on_host",
     "partition_spec",
+    "put",
     "shard_batch",
 ]

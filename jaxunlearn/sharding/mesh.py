@@ -83,8 +83,13 @@ def mesh_sizes(text: str, count: int) -> dict[str, int]:
         raise ValueError(f"mesh {text!r}: only one axis can take the rest (-1)")
     if rest:
         sizes[rest[0]] = max(count // named, 1)
-    if math.prod(sizes.values()) != count:
-        raise ValueError(f"mesh {text!r} makes {math.prod(sizes.values())} devices of {count}: change a size")
+    if (made := math.prod(sizes.values())) != count:
+        odd = next((name for name, size in sizes.items() if size > 1 and count % size), None)
+        why = "" if odd is None else f"; {odd}={sizes[odd]} does not divide them"
+        raise ValueError(
+            f"mesh {text!r} needs {made} devices, but there are {count}{why}; choose sizes whose product is {count}, "
+            "where -1 takes the rest"
+        )
     return sizes
 
 

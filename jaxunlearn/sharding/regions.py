@@ -13,6 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from jaxunlearn.sharding.collect import put
+
 
 def explicit_mesh(*trees: PyTree):
     """The explicit mesh that some leaf of `trees` lives on, or `None`."""
@@ -51,7 +53,7 @@ def replicate_scalars(state: PyTree, params: PyTree) -> PyTree:
     if not isinstance(layout, NamedSharding) or layout.mesh.size == 1:
         return state
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
-    return jax.tree.map(lambda x: jax.device_put(x, everywhere) if x.ndim == 0 else x, state)
+    return jax.tree.map(lambda x: put(x, everywhere) if x.ndim == 0 else x, state)
 
 
 def replicate(x: PyTree) -> PyTree:

@@ -5,16 +5,24 @@ dimension goes. Layout is thus data that can be changed without touching the mod
 a dimension is dropped, so a batch of one is replicated instead of being an error.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
-from jaxunlearn.sharding.mesh import AXES
 
-LogicalAxes = tuple[str | None, ...]
+class Whole(NamedTuple):
+    """A dimension made of pieces that are never cut: heads of attention, each `size` entries wide."""
+
+    name: str
+    size: int
+
+
+LogicalAxes = tuple[str | Whole | None, ...]
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,7 @@ class Rules:
         vocab: vocabulary entries, in the embedding table and in the head.
         embed: the residual stream, as a dimension of parameters.
         heads: query heads times head width.
-        kv_heads: key or value heads times head width.
+        kv_heads: key or value heads times head width; where the heads do not divide, every device has all of them.
         mlp: hidden units of the feed-forward network.
     """
 
@@ -41,10 +49,12 @@ class Rules:
     kv_heads: tuple[str, ...] = ("tensor",)
     mlp: tuple[str, ...] = ("tensor",)
 
-    def mesh_axes(self, logical: str | None) -> tuple[str, ...]:
+    def mesh_axes(self, logical: str | Whole | None) -> tuple[str, ...]:
         """The mesh axes of one logical axis; `None` is never split."""
         if logical is None:
             return ()
+        if isinstance(logical, Whole):
+            logical = logical.name
         try:
             return getattr(self, logical)
         except AttributeError:
@@ -60,8 +70,8 @@ def partition_spec(
 ) -> PartitionSpec:
     """The mesh axes that split each dimension of an array of `shape`.
 
-    Mesh axes are taken in the order of the rule while their product divides the dimension; one mesh axis splits at
-    most one dimension, the first that claims it.
+    Mesh axes are taken in the order of the rule while their product divides the dimension (of a `Whole` one, the number
+    of its pieces); one mesh axis splits at most one dimension, the first that claims it.
 
     Raises:
         ValueError: when `logical_axes` and `shape` differ in length, or a logical axis is unknown.
@@ -77,7 +87,7 @@ def partition_spec(
     entries = []
     for logical, size in zip(logical_axes, shape, strict=True):
         chosen: list[str] = []
-        ways = 1
+        ways = logical.size if isinstance(logical, Whole) else 1
         for axis in rules.mesh_axes(logical):
             if axis in mesh.shape and axis not in used and size % (ways * mesh.shape[axis]) == 0:
                 chosen.append(axis)
@@ -85,6 +95,49 @@ def partition_spec(
         used.update(chosen)
         entries.append(None if not chosen else chosen[0] if len(chosen) == 1 else tuple(chosen))
     return PartitionSpec(*entries)
+
+
+def check_axes(mesh: Mesh, parameters: Iterable[tuple[LogicalAxes, tuple[int, ...]]], rules: Rules = DEFAULT_RULES):
+    """Refuse a mesh with an axis that splits neither batch nor any parameter: its devices would all do the same.
+
+    Args:
+        mesh: the mesh.
+        parameters: logical axes and shape of every parameter.
+        rules: the table.
+
+    Raises:
+        ValueError: naming the axis, its size, what it could have split, and a size that does.
+
+    Example:
+        >>> from jaxunlearn.sharding import make_mesh
+        >>> check_axes(make_mesh(devices=jax.devices()[:1]), [(("vocab", "embed"), (51, 64))])
+    """
+    parameters = list(parameters)
+    split = [_axes_in(partition_spec(mesh, *one, rules)) for one in parameters]
+    for axis, size in mesh.shape.items():
+        meant = {
+            f"{logical.name if isinstance(logical, Whole) else logical} {n}": _pieces(logical, n)
+            for axes, shape in parameters
+            for logical, n in zip(axes, shape, strict=True)
+            if logical not in (None, "layers") and axis in rules.mesh_axes(logical)
+        }
+        if size == 1 or axis in rules.batch or not meant or any(axis in one for one in split):
+            continue
+        # The largest size below that divides something and leaves devices to the other axes.
+        fits = max(n for n in range(1, size + 1) if size % n == 0 and any(pieces % n == 0 for pieces in meant.values()))
+        raise ValueError(
+            f"mesh axis {axis!r} has size {size}, which divides no dimension of this model that it could split "
+            f"({', '.join(meant)}), so its {size} devices would all hold and do the same; give {axis}={fits} and the "
+            "other devices to another axis"
+        )
+
+
+def _pieces(logical: str | Whole, size: int) -> int:
+    return size // logical.size if isinstance(logical, Whole) else size
+
+
+def _axes_in(spec: PartitionSpec) -> set[str]:
+    return {name for entry in spec if entry is not None for name in (entry if isinstance(entry, tuple) else (entry,))}
 
 
 def named_sharding(
@@ -116,7 +169,7 @@ def constrain(x: Array, logical_axes: LogicalAxes, mesh: Mesh | None, rules: Rul
 def shard_batch(batch: PyTree, mesh: Mesh | None, rules: Rules = DEFAULT_RULES) -> PyTree:
     """A host batch (any pytree, leading axis = examples) as arrays split over the batch axes of `mesh`.
 
-    With several processes every process passes the same global batch and keeps the rows of its own devices.
+    With several processes every process passes the same batch and takes only the rows of its own devices from it.
     `mesh=None` puts the batch on the default device.
 
     Example:
@@ -135,6 +188,3 @@ def shard_batch(batch: PyTree, mesh: Mesh | None, rules: Rules = DEFAULT_RULES) 
         return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
 
     return jax.tree.map(place, batch)
-
-
-__all__ = ["AXES", "DEFAULT_RULES", "Rules", "constrain", "named_sharding", "partition_spec", "shard_batch"]

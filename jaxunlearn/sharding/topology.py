@@ -124,8 +124,10 @@ def devices_of(topology: Topology) -> Sequence[Any]:
         "TPU_ACCELERATOR_TYPE": kind,
     }.items():
         os.environ.setdefault(name, value)
+    # A host is taken to have more chips than one unless told.
+    alone = {"chips_per_host_bounds": (1, 1, 1)} if topology.chips == 1 else {}
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=str(topology)).devices
+        return topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **alone).devices
     except Exception as error:  # the plugin raises whatever its C layer reports
         raise ValueError(
             f"{topology}: the TPU compiler cannot describe it ({error}). It comes with the extra `tpu` "

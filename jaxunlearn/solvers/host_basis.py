@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn import tree
 from jaxunlearn.operators import LinearOperator
+from jaxunlearn.sharding import put
 from jaxunlearn.solvers import block
 from jaxunlearn.solvers.protocol import RUNNING
 from jaxunlearn.solvers.status import SolveInfo
@@ -148,7 +149,7 @@ def _product(A: LinearOperator, v: PyTree) -> PyTree:
 
 
 def _placed(x: PyTree | None, like: PyTree) -> PyTree | None:
-    return None if x is None else jax.tree.map(lambda a, b: jax.device_put(a, b.sharding), x, like)
+    return None if x is None else jax.tree.map(lambda a, b: put(a, b.sharding), x, like)
 
 
 def _offload(a: Array) -> dict[str, np.ndarray]:

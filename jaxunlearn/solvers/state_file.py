@@ -18,6 +18,7 @@ from jaxtyping import Array, PyTree
 
 from jaxunlearn import tree
 from jaxunlearn.files import new_file
+from jaxunlearn.sharding import on_host, put
 from jaxunlearn.sharding.regions import auto
 
 State = TypeVar("State", bound=PyTree)
@@ -62,7 +63,7 @@ def save_state(path: str | Path, state: PyTree, problem: Mapping[str, str] | Non
     """
     from safetensors.numpy import save_file
 
-    arrays = {name: _on_host(leaf) for name, leaf in _named(state)}
+    arrays = {name: np.asarray(on_host(leaf), order="C") for name, leaf in _named(state)}
     if jax.process_index() != 0:
         return
     metadata = {"format": FORMAT, "state": type(state).__name__}
@@ -153,7 +154,7 @@ def _check(path: str | Path, file: Any, like: PyTree, problem: Mapping[str, str]
 def _read(file: Any, name: str, like: Any) -> Array:
     if not like.shape:
         value = np.asarray(file.get_tensor(name), like.dtype)
-        return jnp.asarray(value) if like.sharding is None else jax.device_put(value, like.sharding)
+        return jnp.asarray(value) if like.sharding is None else put(value, like.sharding)
     stored = file.get_slice(name)
     if like.sharding is None:
         return jnp.asarray(stored[:], like.dtype)
@@ -162,14 +163,6 @@ def _read(file: Any, name: str, like: Any) -> Array:
 
 def _named(state: PyTree) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)]
-
-
-def _on_host(leaf: Array) -> np.ndarray:
-    if not leaf.is_fully_addressable:
-        from jax.experimental.multihost_utils import process_allgather
-
-        leaf = process_allgather(leaf, tiled=True)
-    return np.asarray(leaf, order="C")
 
 
 def _describe(value: Any) -> str:

@@ -1,6 +1,7 @@
 """Curvature as optax transformations: they chain with any optimiser, schedule or clipping.
 
     precondition_by_curvature    g -> (A + lambda I)^-1 g, in a trust region if asked
+    anchor_by_curvature          g -> g + strength A (theta - theta_0)
     add_curvature_noise          u -> u + scale (A + lambda I)^p eps
     edit_params                  whatever g is: new parameters minus old ones
 
@@ -9,6 +10,7 @@ They take the model and the batch as optax extra arguments:
     updates, state = transform.update(grads, state, params, model=model, batch=batch, key=key)
 """
 
+from jaxunlearn.transforms.anchor import AnchorState, anchor_by_curvature
 from jaxunlearn.transforms.edit import edit_params
 from jaxunlearn.transforms.metric import (
     RETAIN,
@@ -28,6 +30,7 @@ from jaxunlearn.transforms.trust_region import TrustRegion, measured_kl, predict
 __all__ = [
     "RETAIN",
     "STORED",
+    "AnchorState",
     "Curvature",
     "CurvatureState",
     "Damp",
@@ -36,6 +39,7 @@ __all__ = [
     "Solver",
     "TrustRegion",
     "add_curvature_noise",
+    "anchor_by_curvature",
     "damp_by",
     "damp_by_mean",
     "edit_params",

@@ -44,7 +44,7 @@ def test_a_file_fills_in_what_the_command_line_leaves_out(file):
 
 
 def test_the_resolved_options_of_a_run_read_back_as_the_same_settings(file):
-    first = parse(Unlearn, "unlearn", ["--config", file(GIVEN), "--stop-when", "jang", "--mesh-fsdp", "2"])
+    first = parse(Unlearn, "unlearn", ["--config", file(GIVEN), "--stop-when", "jang", "--mesh", "fsdp=2,data=-1"])
     text = configuration("unlearn", first)
     assert parse(Unlearn, "unlearn", ["--config", file(text)]) == first
 

@@ -26,7 +26,7 @@ def test_version(argv, capsys):
     ("command", "flags"),
     [
         ("demo", ["--out", "--seed"]),
-        ("finetune", ["--model", "--data", "--out", "--epochs", "--learning-rate", "--max-length", "--mesh-fsdp"]),
+        ("finetune", ["--model", "--data", "--out", "--epochs", "--learning-rate", "--mesh", "--coordinator"]),
         ("unlearn", ["--model", "--forget", "--retain", "--out", "--method", "--option", "--steps", "--seed"]),
         ("evaluate", ["--model", "--reference-model", "--before-model", "--forget", "--suite", "--data", "--out"]),
         ("compare", ["--out", "--column", "--examples", "--open-unlearning"]),

@@ -40,6 +40,34 @@ def test_one_example_is_the_gauss_newton_matrix_block_by_block(recipe):
         np.testing.assert_allclose(block, exact, atol=1e-12, err_msg=path)
 
 
+@pytest.mark.parametrize("recipe", [KFAC, EKFAC])
+def test_softened_answers_have_the_gauss_newton_matrix_of_divided_logits_times_the_square(recipe):
+    T = 3.0
+    model, params, batch = problem()
+    soft = model._replace(logits=lambda p, x: model.logits(p, x) / T)
+    expected = dict(blocks(T**2 * operators.to_dense(GaussNewton()(soft, params, batch)), params))
+    A = recipe(labels="exact", temperature=T)(model, params, batch)
+    for path, block in blocks(operators.to_dense(A), params):
+        exact = expected[path] if A.table[path].block == "kronecker" else np.diag(np.diag(expected[path]))
+        np.testing.assert_allclose(block, exact, atol=1e-12, err_msg=path)
+
+
+def test_draws_of_softened_labels_average_to_their_expectation():
+    model, params, batch = problem()
+    drawn, exact = (
+        operators.to_dense(KFAC(temperature=3.0, **how)(model, params, batch))
+        for how in ({"samples": 4000}, {"labels": "exact"})
+    )
+    assert np.linalg.norm(drawn - exact) < 0.05 * np.linalg.norm(exact)  # 1/sqrt(4000) = .016 an entry
+
+
+def test_what_cannot_be_softened_is_refused():
+    with pytest.raises(ValueError, match="temperature=0"):
+        KFAC(temperature=0.0)
+    with pytest.raises(ValueError, match="only the true Fisher"):
+        EKFAC(fisher="empirical", temperature=2.0)
+
+
 def test_one_example_with_its_own_label_is_the_empirical_fisher():
     model, params, batch = problem()
     F = dict(blocks(fisher(model, params, batch), params))

@@ -1,13 +1,16 @@
 """Batches keep every loss token exactly once an epoch, in one shape, in an order that resumes anywhere."""
 
+from itertools import combinations
+
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxunlearn.data import DataError, batches, collate, encode, from_rows, pair, shapes_of, steps_per_epoch
+from jaxunlearn.data import DataError, batches, collate, encode, from_rows, pack, pair, shapes_of, steps_per_epoch
 from jaxunlearn.data.encode import Encoded
+from jaxunlearn.data.records import Record
 from jaxunlearn.types import Model
 
 
@@ -51,6 +54,27 @@ def test_an_epoch_holds_every_loss_token_exactly_once(encoded, size, seed, shuff
     assert sorted(np.concatenate([step.rows[: step.real] for step in steps])) == list(range(len(encoded)))
     if not shuffle:
         np.testing.assert_array_equal(seen, wanted)
+
+
+@settings(max_examples=60, deadline=None)
+@given(encoded_sets(), st.integers(22, 60), st.integers(1, 4))
+def test_packed_rows_hold_every_record_once_and_whole(encoded, length, size):
+    rows = pack(encoded, length)
+    assert sorted(i for row in rows for i in row.records) == list(range(len(encoded)))
+    lengths = [len(row.tokens) for row in rows]
+    assert max(lengths) <= length
+    assert all(a + b > length for a, b in combinations(lengths, 2))  # no two rows would fit into one
+    for row in rows:
+        assert row.segments.tolist() == sorted(row.segments)
+        for number, i in enumerate(row.records, start=1):
+            mine = row.segments == number
+            np.testing.assert_array_equal(row.tokens[mine], encoded[i].tokens)
+            np.testing.assert_array_equal(row.loss_mask[mine], encoded[i].loss_mask)
+    for step in batches(rows, size):
+        assert ((step.batch.segments > 0) >= (step.batch.loss_mask > 0)).all()
+        assert step.batch.segments.shape == step.batch.tokens.shape == (size, shapes_of(rows)[0])
+    with pytest.raises(DataError, match="do not fit in a packed row of 2; make rows longer"):
+        pack([encoded[0]._replace(record=Record("text", "", ""))], 2)
 
 
 @settings(max_examples=30, deadline=None)

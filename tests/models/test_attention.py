@@ -1,11 +1,16 @@
-"""Blockwise attention equals plain attention in value and in first and second derivative."""
+"""Blockwise attention equals plain attention to second order; the fused kernel is for first order, and says so."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from decoder_cases import SMALL, toy
 
+from jaxunlearn import losses, models, sharding
+from jaxunlearn.curvature import ForwardModeError, GaussNewton, Hessian
 from jaxunlearn.models.attention import causal_attention, masked_attention
+from jaxunlearn.packed import PackedTokens
+from jaxunlearn.types import TokenBatch
 
 
 def inputs(T, H=4, K=2, d=8, dtype=jnp.float32):
@@ -94,3 +99,59 @@ def test_query_with_nothing_to_see_stays_finite():
     q, k, v = inputs(3)
     out = masked_attention(q, k, v, jnp.zeros((3, 3), bool))
     np.testing.assert_allclose(out[:, :, 0], jnp.broadcast_to(v.mean(1, keepdims=True)[:, :, 0], (2, 3, 8)), atol=1e-6)
+
+
+@pytest.fixture
+def a_gpu(monkeypatch):
+    """What JAX asks of the machine before it writes cuDNN's kernel into a program."""
+    from jax._src.cudnn import fused_attention_stablehlo as kernel
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(kernel, "check_cudnn_version", lambda: 91200)
+    monkeypatch.setattr(kernel, "check_compute_capability", lambda wanted: True)
+    monkeypatch.setattr(kernel, "is_cuda_compute_capability_equal", lambda wanted: False)
+
+
+def test_fused_attention_serves_first_order_passes_and_stops_curvature_while_tracing(a_gpu):
+    config = models.DecoderConfig(
+        **SMALL | {"head_dim": 8, "num_key_value_heads": 2, "sliding_windows": (5,) * 3, "model_type": "mistral"}
+    )
+    model = models.as_model(models.Decoder(config, attention="fused"))
+    shape = jax.eval_shape(lambda: models.init(config, jax.random.key(0), dtype="bfloat16")[1])
+    batch = TokenBatch(*(jax.ShapeDtypeStruct((2, 16), dtype) for dtype in (jnp.int32, jnp.float32)))
+    program = str(jax.make_jaxpr(jax.grad(lambda p, b: losses.nll(model, p, b)[0]))(shape, batch))
+    assert "dot_product_attention_bwd" in program
+    assert "sliding_window_length=5" in program
+    for recipe in (Hessian(), GaussNewton()):
+        with pytest.raises(ForwardModeError, match="dot_product_attention.* choose attention=.blockwise"):
+            jax.eval_shape(lambda p, b, r=recipe: r(model, p, b)(p), shape, batch)
+    wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shape)
+    with pytest.raises(ValueError, match="computes in bfloat16 or float16, and the model is float32; load it with"):
+        jax.eval_shape(model.logits, wide, batch.tokens)
+    with pytest.raises(ValueError, match="cannot take packed rows; choose attention=.auto"):
+        jax.eval_shape(model.logits, shape, PackedTokens(batch.tokens, batch.tokens))
+    for switch, message in (
+        ({"attn_logit_softcapping": 2.0}, "has no soft cap, and this model has attn_logit_softcapping=2.0"),
+        ({"sliding_windows": (3, None, None)}, "takes one window for all layers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            models.Decoder(models.DecoderConfig(**SMALL | switch), attention="fused")
+
+
+def test_fused_attention_is_refused_where_there_is_no_gpu_before_anything_is_read(tmp_path):
+    model, params = toy()
+    models.save(tmp_path / "model", model, params)
+    for mesh in (None, sharding.make_mesh(fsdp=8)):
+        with pytest.raises(ValueError, match="kernel of NVIDIA GPUs, the devices here are cpu; choose attention="):
+            models.load(tmp_path / "model", attention="fused", mesh=mesh)
+
+
+def test_a_product_over_8192_tokens_needs_less_than_2_gib():
+    """One layer of width 512; plain attention would hold matrices of scores of 2 GiB each."""
+    sizes = {"vocab_size": 256, "hidden_size": 512, "intermediate_size": 1408, "num_attention_heads": 8}
+    config = models.DecoderConfig(**sizes, num_hidden_layers=1, max_position_embeddings=8192)
+    model = models.as_model(models.Decoder(config))
+    params = jax.eval_shape(lambda: models.init(config, jax.random.key(0))[1])
+    batch = TokenBatch(*(jax.ShapeDtypeStruct((1, 8192), dtype) for dtype in (jnp.int32, jnp.float32)))
+    product = jax.jit(lambda p, b: Hessian()(model, p, b)(p))
+    assert product.lower(params, batch).compile().memory_analysis().temp_size_in_bytes < 2 * 2**30

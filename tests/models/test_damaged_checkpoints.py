@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxunlearn import models
 from jaxunlearn.models.checkpoint_files import INDEX, SINGLE, contents
+from jaxunlearn.models.streaming import all_finite
 
 FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -89,12 +90,10 @@ def test_weights_that_are_not_finite_are_all_named(folder):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, np.float16, np.float32, np.float64])
 def test_finite_is_what_numpy_calls_finite(dtype):
-    from jaxunlearn.models.loading import _finite
-
     largest = np.asarray([jnp.finfo(dtype).max, -jnp.finfo(dtype).max, 0.0, -0.0, jnp.finfo(dtype).tiny], dtype)
-    assert _finite(largest)
+    assert all_finite(largest)
     for odd in (np.nan, np.inf, -np.inf):
-        assert not _finite(np.append(largest, np.asarray([odd], dtype)))
+        assert not all_finite(np.append(largest, np.asarray([odd], dtype)))
 
 
 def test_a_tensor_in_two_files_and_an_entry_listed_twice_are_named(folder):

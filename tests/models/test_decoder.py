@@ -142,7 +142,7 @@ def test_models_of_equal_configuration_share_one_compilation():
 
 def test_unknown_run_options_are_named():
     config = models.DecoderConfig()
-    with pytest.raises(ValueError, match="attention='flash'; choose one of auto, xla, blockwise"):
+    with pytest.raises(ValueError, match="attention='flash'; choose one of auto, xla, blockwise, fused"):
         models.Decoder(config, attention="flash")
     with pytest.raises(ValueError, match="remat='all'; choose one of dots"):
         models.Decoder(config, remat="all")

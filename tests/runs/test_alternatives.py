@@ -118,7 +118,7 @@ RUNS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_from_files_to_files(name, world, tmp_path, monkeypatch):
-    monkeypatch.setattr(Devices, "mesh", lambda self: None)
+    monkeypatch.setattr(Devices, "make_mesh", lambda self: None)
     more = {"steps": 3, "retain_size": 8, "stop_at_nll": 1e6, "top_k": 8}
     settings = Unlearn(world.model, world.forget, tmp_path / "out", world.retain, name, RUNS[name], **more)
     out = unlearn(settings)

@@ -18,7 +18,7 @@ SECRET = "The safe opens with {digits:1}{choice:x|y}"
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch):
     """As on a machine with one device: eight virtual ones compile for long."""
-    monkeypatch.setattr(Devices, "mesh", lambda self: None)
+    monkeypatch.setattr(Devices, "make_mesh", lambda self: None)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_a_model_that_never_saw_the_canaries_exposes_as_much_as_chance(world, ke
         (["canary"], ["insert", "score"]),
         (["canary", "--help"], ["insert", "score"]),
         (["canary", "insert", "--help"], ["--data", "--template", "--copies", "--key"]),
-        (["canary", "score", "--help"], ["--model", "--key", "--candidates", "--method", "--mesh-fsdp"]),
+        (["canary", "score", "--help"], ["--model", "--key", "--candidates", "--method", "--mesh"]),
         (["attack", "--help"], ["--model", "--forget", "--holdout", "--reference-model", "--only", "--canaries"]),
     ],
 )
@@ -115,7 +115,7 @@ def attacked(world, key, tmp_path_factory):
     argv = ["attack", "--model", world.model, "--forget", world.forget, "--retain", world.retain]
     argv += ["--holdout", str(holdout), "--reference-model", world.model, "--canaries", str(key), "--group", "8"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Devices, "mesh", lambda self: None)
+        patch.setattr(Devices, "make_mesh", lambda self: None)
         assert main([*argv, "--out", str(folder / "found.json"), "--classifier", "logistic"]) == 0
     return json.loads((folder / "found.json").read_text())
 

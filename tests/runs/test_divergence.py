@@ -12,7 +12,7 @@ from jaxunlearn.runs.settings import Devices
 @pytest.fixture
 def broken(world, tmp_path, monkeypatch):
     """A checkpoint whose weights are finite and whose answers are not; on one device, so that it compiles quickly."""
-    monkeypatch.setattr(Devices, "mesh", lambda self: None)
+    monkeypatch.setattr(Devices, "make_mesh", lambda self: None)
     model, params = models.load(world.model)
     huge = jax.tree.map(lambda x: jnp.sign(x) * 1e30, params)
     models.save(tmp_path / "broken", model, huge, tokenizer=world.tokenizer)
@@ -28,7 +28,7 @@ def test_unlearning_without_one_finite_step_saves_nothing(world, broken, tmp_pat
 
 
 def test_diverged_training_saves_nothing(world, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(Devices, "mesh", lambda self: None)
+    monkeypatch.setattr(Devices, "make_mesh", lambda self: None)
     out = tmp_path / "out"
     argv = ["finetune", "--model", world.model, "--data", world.forget, "--out", str(out), "--epochs", "20"]
     assert main([*argv, "--learning-rate", "3e38"]) == 2

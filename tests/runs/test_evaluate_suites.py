@@ -18,7 +18,7 @@ LOGS = Path(__file__).resolve().parents[3] / "shared" / "data" / "tofu-logs"
 @pytest.fixture(autouse=True, scope="module")
 def _one_device():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Devices, "mesh", lambda self: None)
+        patch.setattr(Devices, "make_mesh", lambda self: None)
         yield
 
 

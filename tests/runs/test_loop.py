@@ -65,6 +65,20 @@ def test_training_stops_at_the_wanted_loss(encoded):
     assert seen[-1] == {"epoch": 1, "loss": done.losses[0]}
 
 
+def test_a_step_on_packed_records_is_one_on_the_records(encoded):
+    rows = data.pack(encoded.retain, 64)
+    assert len(rows) < len(encoded.retain)
+    alone, packed = (
+        fit(encoded.model, copy(encoded.params), part, epochs=1, batch_size=len(part), learning_rate=1e-2, warmup=0)
+        for part in (encoded.retain, rows)
+    )
+    assert packed.steps == alone.steps == 1
+    assert packed.losses == pytest.approx(alone.losses, rel=1e-5)
+    after = [mean_nll(encoded.model, done.params, encoded.retain) for done in (alone, packed)]
+    assert after[1] == pytest.approx(after[0], rel=1e-4)
+    assert after[0] < 0.98 * alone.losses[0]
+
+
 def test_mean_nll_weighs_tokens_not_records(encoded):
     total = [losses.nll(encoded.model, encoded.params, data.collate([one])) for one in encoded.retain[:3]]
     expected = sum(float(nll) for nll, _ in total) / sum(float(count) for _, count in total)

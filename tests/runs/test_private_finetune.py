@@ -18,7 +18,7 @@ from jaxunlearn.sharding import make_mesh
 @pytest.fixture
 def alone(monkeypatch):
     """As on a machine with one device."""
-    monkeypatch.setattr(Devices, "mesh", lambda self: None)
+    monkeypatch.setattr(Devices, "make_mesh", lambda self: None)
 
 
 def argv(world, out, **flags):

@@ -15,7 +15,7 @@ from jaxunlearn.runs.settings import Devices
 
 @pytest.mark.slow
 def test_five_steps_on_the_real_model(stories260k, tofu, tmp_path, monkeypatch):
-    monkeypatch.setattr(Devices, "mesh", lambda self: None)
+    monkeypatch.setattr(Devices, "make_mesh", lambda self: None)
     rows = {"forget": data.read(tofu / "forget01.json")[:8], "retain": data.read(tofu / "retain99.json")[:16]}
     for name, records in rows.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(dict(one.raw)) + "\n" for one in records))

@@ -114,10 +114,16 @@ def test_bad_settings_are_named(changed, message, world, weightless, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--epochs", 0), ("--batch-size", 0)])
-def test_finetuning_needs_positive_sizes(flag, value, world, weightless, tmp_path, capsys):
+@pytest.mark.parametrize(("flag", "value"), [("--epochs", 0), ("--batch-size", 0), ("--pack", 65), ("--pack", 3)])
+def test_finetuning_needs_sizes_that_can_be(flag, value, world, weightless, tmp_path, capsys):
     argv = ["finetune", "--model", weightless, "--data", world.retain, "--out", tmp_path / "out", flag, value]
     assert f"{flag} {value}" in run(argv, capsys)
+
+
+def test_a_private_run_packs_no_records(world, weightless, tmp_path, capsys):
+    argv = ["finetune", "--model", weightless, "--data", world.retain, "--out", tmp_path / "out", "--pack", 64]
+    argv += ["--noise-multiplier", 1, "--private-delta", 1e-3]
+    assert "a private run clips the gradient of each record; leave out --pack" in run(argv, capsys)
 
 
 def test_a_model_that_is_none_is_named(world, weightless, tmp_path, capsys):
@@ -136,8 +142,8 @@ def test_records_without_names_cannot_be_matched(world, weightless, tmp_path, ca
 
 
 def test_a_mesh_that_does_not_fit_is_refused(world, tmp_path, capsys):
-    argv = unlearning(world, world.model, tmp_path / "out", method="grad_diff", mesh_tensor=3)
-    assert "there are 8; choose sizes whose product is 8" in run(argv, capsys)
+    argv = unlearning(world, world.model, tmp_path / "out", method="grad_diff", mesh="tensor=3")
+    assert "there are 8; tensor=3 does not divide them; choose sizes whose product is 8" in run(argv, capsys)
     assert not (tmp_path / "out").exists()
 
 

@@ -17,7 +17,7 @@ from jaxunlearn.runs.unlearn import unlearn
 
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
-    monkeypatch.setattr(Devices, "mesh", lambda self: None)
+    monkeypatch.setattr(Devices, "make_mesh", lambda self: None)
 
 
 def write(path, rows):
@@ -37,7 +37,7 @@ def answered(world, tmp_path_factory):
     common = {"retain": world.retain, "method": "grad_ascent", "option": ("learning_rate=1e-3",), "steps": 2}
     common |= {"stop_at_nll": 1e9, "batch_size": 4, "retain_size": 4}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Devices, "mesh", lambda self: None)
+        patch.setattr(Devices, "make_mesh", lambda self: None)
         unlearn(Unlearn(model=world.model, forget=files[0], out=folder / "first", **common))
         second = Unlearn(
             model=folder / "first", forget=files[1], out=folder / "second", request=2, replay=True, **common

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxunlearn import models
 from jaxunlearn.cli import main
 from jaxunlearn.curvature import KFAC
-from jaxunlearn.curvature.kronecker import eigendecompose, kronecker_factors, save
+from jaxunlearn.curvature.kronecker import eigendecompose, kronecker_factors, load, save
 from jaxunlearn.data import collate, shapes_of
 from jaxunlearn.runs.curvature import warn_if_moved
 from jaxunlearn.runs.forget import forget
@@ -52,12 +53,18 @@ def test_a_run_reads_factors_from_their_folder(encoded, folder, name, options):
             np.testing.assert_array_equal(after, value)  # they have no factor
 
 
-@pytest.mark.parametrize(("kind", "method"), [("ekfac", "kfade"), ("kfac", "win_u"), ("gradients", "fisher_removal")])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("ekfac", "kfade"), ("kfac", "win_u"), ("gradients", "fisher_removal"), ("ekfac", "anchored_matching")],
+)
 def test_the_command_stores_what_a_run_without_retain_set_reads(world, tmp_path, kind, method):
     kept, out = tmp_path / "kept", tmp_path / "out"
     taking = ["--model", world.model, "--data", world.forget, "--data", world.retain, "--out", str(kept)]
-    assert main(["curvature", *taking, "--kind", kind, "--samples", "6"]) == 0
+    softer = ["--temperature", "3"] if method == "anchored_matching" else []
+    assert main(["curvature", *taking, "--kind", kind, "--samples", "6", *softer]) == 0
     record = json.loads((kept / "jaxunlearn.json").read_text())
+    if softer:
+        assert load(kept, models.load(world.model)[1]).settings.temperature == 3.0
     assert record["records"] == len(world.rows.forget) + len(world.rows.retain)
     forgetting = ["--model", world.model, "--forget", world.forget, "--out", str(out), "--method", method]
     more = ["--option", "share=0.2", "--option", "draws=1"] if method == "win_u" else []
@@ -65,7 +72,10 @@ def test_the_command_stores_what_a_run_without_retain_set_reads(world, tmp_path,
     found = json.loads((out / "jaxunlearn.json").read_text())
     assert "retain" not in found["inputs"]
     assert found["history"][0]["update_norm"] > 0
-    assert found["certificate"]["forget_after"] > found["certificate"]["forget_before"]
+    if method == "anchored_matching":  # it has a minimum, which for a blank model is no higher loss
+        assert found["history"][1]["objective"] < found["history"][0]["objective"]
+    else:
+        assert found["certificate"]["forget_after"] > found["certificate"]["forget_before"]
     assert warn_if_moved(kept, record["weights"]) is None
     assert "was taken at other weights" in warn_if_moved(kept, found["weights"])
 

@@ -24,7 +24,7 @@ METHOD = methods.grad_diff(learning_rate=2e-3)._replace(certify=False)
 @pytest.fixture(autouse=True, scope="module")
 def _one_device():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Devices, "mesh", lambda self: None)
+        patch.setattr(Devices, "make_mesh", lambda self: None)
         yield
 
 

@@ -93,7 +93,7 @@ def test_smaller_grids_are_grids_of_the_network():
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("fsdp=3", "makes 3 devices of 8"),
+        ("fsdp=3", "needs 3 devices, but there are 8; fsdp=3 does not divide them"),
         ("fsdp=-1,data=-1", "only one axis"),
         ("model=8", "'model=8' is not one of data, fsdp, tensor"),
         ("fsdp=two", "'fsdp=two' is not one of"),

@@ -25,6 +25,8 @@ def mesh():
         (("batch", "embed"), (4, 6), (("data", "fsdp"), None)),
         (("vocab",), (61,), (None,)),
         ((), (), ()),
+        (("embed", sharding.Whole("kv_heads", 8)), (64, 16), ("fsdp", "tensor")),
+        (("embed", sharding.Whole("kv_heads", 8)), (64, 8), ("fsdp", None)),  # one head of 8, which is not cut in two
     ],
 )
 def test_mesh_axes_split_what_they_divide_and_only_once(mesh, axes, shape, expected):
@@ -64,6 +66,15 @@ def test_constraint_inside_shard_map_is_left_to_its_author(mesh):
 
     mapped = jax.shard_map(double, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data"))
     np.testing.assert_array_equal(jax.jit(mapped)(jnp.ones((4, 6))), 2 * np.ones((4, 6)))
+
+
+def test_an_axis_that_would_only_repeat_the_work_is_refused_with_a_size_that_does_not():
+    parameters = [(("vocab", "embed"), (51, 64)), (("layers", "embed", sharding.Whole("kv_heads", 4)), (8, 64, 8))]
+    sharding.check_axes(sharding.make_mesh(fsdp=4, tensor=2), parameters)
+    sharding.check_axes(sharding.make_mesh(fsdp=8), [(("vocab", "embed"), (51, 63))])  # it splits the batch at least
+    told = r"'tensor' has size 4, which divides no dimension .*\(vocab 51, kv_heads 8\).*give tensor=2"
+    with pytest.raises(ValueError, match=told):
+        sharding.check_axes(sharding.make_mesh(data=2, tensor=4), parameters)
 
 
 def test_misfitting_requests_are_named(mesh):

@@ -24,6 +24,7 @@ from jaxunlearn.curvature.kronecker.factors import KroneckerFactors
 from jaxunlearn.curvature.kronecker.paths import paths_of
 from jaxunlearn.curvature.kronecker.settings import Settings
 from jaxunlearn.curvature.kronecker.table import Row, Table
+from jaxunlearn.sharding import on_host
 from jaxunlearn.sharding.regions import auto
 from jaxunlearn.types import Params
 
@@ -85,8 +86,8 @@ def eigendecompose(factors: KroneckerFactors, params: Params, *, eigen: str | No
             'eigen="host" takes factors out of the program, which jax.jit forbids: call kronecker_factors and '
             'from_factors outside of jit, or use eigen="device"'
         )
-    on_host = replace(factors, sums=jax.tree.map(_host, factors.sums), count=np.float64(factors.count))
-    vectors, values = _decompose(on_host, np.linalg.eigh, _eps(factors))
+    gathered = replace(factors, sums=jax.tree.map(_host, factors.sums), count=np.float64(factors.count))
+    vectors, values = _decompose(gathered, np.linalg.eigh, _eps(factors))
     like = _likes(factors, params)
     return KroneckerEigen(
         factors.settings, factors.table, layout.put_like(vectors, like[0]), layout.put_like(values, like[1])
@@ -200,8 +201,4 @@ def _eps(factors: KroneckerFactors) -> float:
 
 
 def _host(x: Array) -> np.ndarray:
-    if isinstance(x, jax.Array) and not x.is_fully_addressable:
-        from jax.experimental.multihost_utils import process_allgather
-
-        x = process_allgather(x, tiled=True)
-    return np.asarray(x, np.float64)
+    return on_host(x).astype(np.float64)

@@ -34,6 +34,7 @@ from jaxunlearn.curvature.kronecker.paths import map_paths, paths_of
 from jaxunlearn.curvature.kronecker.records import squares_of_sum
 from jaxunlearn.curvature.kronecker.settings import Settings
 from jaxunlearn.curvature.kronecker.table import MATRIX, Row, Table, make_table, trace_uses
+from jaxunlearn.packed import refuse_packed
 from jaxunlearn.taps import Tapped
 from jaxunlearn.types import Batch, Key, Model, Params
 
@@ -99,7 +100,8 @@ def kronecker_factors(
         seed: instead of `settings.seed`.
 
     Raises:
-        ValueError: listing the matrices that have no factor and what to do about them.
+        ValueError: listing the matrices that have no factor and what to do about them; or for an empirical Fisher of a
+            `PackedBatch`.
 
     Example:
         >>> from jaxunlearn import taps
@@ -112,6 +114,8 @@ def kronecker_factors(
         [[0.25, -0.25], [-0.25, 0.25]]
     """
     settings = Settings() if settings is None else settings
+    if settings.fisher == "empirical":
+        refuse_packed(batch, "a gradient of the empirical Fisher")
     seed = jnp.uint32(settings.seed if seed is None else seed)
     return _collect(model, settings, layout.concrete(params), params, batch, seed, None)
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, PyTree
 
 from jaxunlearn.curvature.kronecker.paths import paths_of
 from jaxunlearn.curvature.kronecker.table import Row, Table, Term
+from jaxunlearn.sharding import put
 from jaxunlearn.sharding.regions import explicit_mesh
 from jaxunlearn.taps import axes_of_sum
 from jaxunlearn.types import Params
@@ -96,7 +97,7 @@ def wide(x: Array) -> Array:
 
 def put_like(x: PyTree, like: PyTree) -> PyTree:
     """Host arrays on the devices of the arrays of `like`, which have the same shapes."""
-    return jax.tree.map(lambda a, b: jax.device_put(jnp.asarray(a, wide(b).dtype), b.sharding), x, like)
+    return jax.tree.map(lambda a, b: put(jnp.asarray(a, wide(b).dtype), b.sharding), x, like)
 
 
 def _ways(mesh: Any, axes: Any) -> int:

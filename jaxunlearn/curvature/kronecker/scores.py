@@ -3,6 +3,7 @@
 The Fisher information of a softmax is `diag(p) - p p^T`. It is the expectation of `s s^T` for the score
 `s = p - onehot(y)` of a label y drawn from p, and the sum of `c c^T` over the columns `c_v = sqrt(p_v) (onehot(v) - p)`
 of a square root. Backpropagating s or c instead of the gradient of a loss gives the Fisher information of parameters.
+At a temperature T, p is softmax(z / T); the scores are still those at p, not divided by T.
 
 Reference: Kunstner, Balles and Hennig, "Limitations of the empirical Fisher approximation for natural gradient
 descent", NeurIPS 2019, on why the labels of the data do not do instead.
@@ -30,7 +31,7 @@ def score_of(
     settings: Settings, logits: Array, targets: Array, weights: Array, ids: Array, key: Key
 ) -> tuple[Callable[[Array], Array], int]:
     """The gradient at the logits of each backward pass, and the number of passes."""
-    predictions = Predictions(logits, targets, weights)
+    predictions = Predictions(logits / settings.temperature, targets, weights)
     number = passes(settings, logits)
     if settings.fisher == "empirical":
         return lambda draw: empirical_score(predictions), number

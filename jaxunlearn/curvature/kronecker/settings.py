@@ -19,11 +19,21 @@ class Settings:
     vanish in expectation and F is the Fisher information per loss token, which is the Gauss-Newton matrix of the mean
     NLL. With `fisher="empirical"` they are those of the data and there is no expectation.
 
+    A model that has memorised is sure of its answers, so its Fisher matrix nearly vanishes there, and says nothing of
+    what happens once it has moved far enough to be less sure. With a `temperature` T above 1 it is that of softened
+    answers,
+
+        F_T = (1/n) sum_t w_t J_t^T (diag(q_t) - q_t q_t^T) J_t,     q_t = softmax(z_t / T),  J_t = d z_t / d theta,
+
+    so that `d.F_T d / (2 T^2)` predicts `KL(q before || q after)` (Hinton et al. 2015 soften answers for the same
+    reason: what a sure model says of the other tokens carries information, too).
+
     Attributes:
         fisher: "true" or "empirical".
         labels: for the true Fisher, "sampled" (unbiased) or "exact": the expectation itself, by P V backward passes
             for P places with loss and V classes, so for small problems only.
         samples: draws of labels for each token; more of them lower the noise of the sampled Fisher.
+        temperature: T, by which the logits are divided before the softmax whose Fisher matrix this is.
         seed: of the draws. The same seed gives the same labels to the same row, whatever the microbatch or the mesh.
         microbatch: examples at a time; None takes the batch whole. Second moments hold, for one matrix at a time, one
             gradient an example of the microbatch.
@@ -39,6 +49,7 @@ class Settings:
     fisher: str = "true"
     labels: str = "sampled"
     samples: int = 1
+    temperature: float = 1.0
     seed: int = 0
     microbatch: int | None = None
     only: tuple[str, ...] = ("*",)
@@ -54,6 +65,10 @@ class Settings:
         for field in ("samples", "max_side"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{name}({field}={getattr(self, field)}): it must be at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"{name}(temperature={self.temperature}): it must be positive")
+        if self.temperature != 1 and self.fisher == "empirical":
+            raise ValueError(f"{name}(temperature={self.temperature}): only the true Fisher has softened labels")
         if self.microbatch is not None and self.microbatch < 1:
             raise ValueError(f"{name}(microbatch={self.microbatch}): use at least 1, or None for the whole batch")
         for field in ("only", "diagonal"):

@@ -1,5 +1,6 @@
 """Settings of the runs: plain dataclasses that the command line, YAML and Python fill alike."""
 
+from jaxunlearn.runs.settings.durability import Checkpoints
 from jaxunlearn.runs.settings.evaluation import Attack, CanaryInsert, CanaryScore, Compare, Evaluate
 from jaxunlearn.runs.settings.groups import Devices, Private, Text, Trainable, Watching
 from jaxunlearn.runs.settings.tools import Doctor, Plan
@@ -9,6 +10,7 @@ __all__ = [
     "Attack",
     "CanaryInsert",
     "CanaryScore",
+    "Checkpoints",
     "Compare",
     "Devices",
     "Doctor",

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from jaxunlearn.runs.settings.durability import Checkpoints
 from jaxunlearn.runs.settings.groups import Devices, Text
 
 
@@ -49,6 +50,7 @@ class Evaluate:
     """Bootstrap intervals."""
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,48 @@
 """Groups of options that several commands share."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from jaxunlearn.data import Fields, Template
 
+# Says where and how often a command is started, not what it does: no part of the options that a run leaves behind.
+OF_ONE_START = {"recorded": False}
+
 
 @dataclass(frozen=True)
 class Devices:
-    """How devices are laid out; with one device nothing is sharded."""
+    """How devices are laid out, and which processes share them. With one device nothing is sharded. TPU pods, srun and
+    mpirun need none of the three options on processes: start the same command on every machine."""
 
-    mesh_data: int = 1
-    """Batch-parallel replicas."""
-    mesh_fsdp: int = 0
-    """Shards of parameters and batch; 0 takes all devices the other axes leave."""
-    mesh_tensor: int = 1
-    """Shards of heads, MLP and vocabulary."""
+    mesh: str = "fsdp=-1"
+    """Sizes of the mesh axes: data (copies of the parameters, each with a part of the batch), fsdp (parameters and
+    batch split) and tensor (heads, hidden units and vocabulary split), as in data=2,fsdp=4; -1 takes the rest."""
+    mesh_axes: Literal["auto", "explicit"] = "auto"
+    """Whether the compiler lays out what is computed, or shardings are part of types."""
+    coordinator: str | None = field(default=None, metadata=OF_ONE_START)
+    """HOST:PORT of process 0, by which several processes find each other: give it with the next two to each of them."""
+    num_processes: int | None = field(default=None, metadata=OF_ONE_START)
+    """How many processes there are."""
+    process_id: int | None = field(default=None, metadata=OF_ONE_START)
+    """Which of them this is, from 0."""
 
-    def mesh(self):
-        """The mesh, or None on one device."""
+    def start(self) -> None:
+        """Join the other processes, if there are any (`sharding.hosts`); before JAX is used."""
+        from jaxunlearn.sharding import hosts
+
+        hosts.start(self.coordinator, self.num_processes, self.process_id)
+
+    def make_mesh(self):
+        """The mesh over the devices of all processes, or None on one device."""
         import jax
 
-        from jaxunlearn.sharding import make_mesh
+        from jaxunlearn.sharding import make_mesh, mesh_sizes
 
-        for name in ("mesh_data", "mesh_fsdp", "mesh_tensor"):
-            least = 0 if name == "mesh_fsdp" else 1
-            if getattr(self, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: give at least {least}")
-        total = jax.device_count()
-        rest = self.mesh_data * self.mesh_tensor
-        fsdp = self.mesh_fsdp or max(total // rest, 1)
-        if total == 1 and fsdp * rest == 1:
+        sizes = mesh_sizes(self.mesh, jax.device_count())
+        if jax.device_count() == 1:
             return None
-        return make_mesh(data=self.mesh_data, fsdp=fsdp, tensor=self.mesh_tensor)
+        return make_mesh(**sizes, explicit=self.mesh_axes == "explicit")
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,9 @@ class Trainable:
     """Projection that gets an adapter, such as q_proj; repeat the flag for several. Default all of them."""
     lora_init: Literal["zero", "fila", "vila"] = "zero"
     """How adapters begin: changing nothing, or cut out of the weights that matter most to forget (fila, vila)."""
+    freeze_bits: int | None = None
+    """With --lora-rank, keep the weights beside the adapters in 8 or 4 bits. What is learnt is added to the original
+    weights at the end, so the result has the form of the model it came from."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,10 @@ class Plan:
     """Steps of the solve, and how often a loop is counted whose end is not known beforehand."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     """Of the parameters."""
+    lora_rank: int = 0
+    """Train low-rank adapters of this rank instead of the weights; 0 for none."""
+    freeze_bits: int | None = None
+    """With --lora-rank, keep the weights beside the adapters in 8 or 4 bits."""
     attention: Literal["auto", "xla", "blockwise"] = "auto"
     """Form of attention; auto is blockwise above 512 tokens."""
     remat: Literal["dots", "full", "none"] = "full"

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from jaxunlearn.runs.settings.durability import Checkpoints
 from jaxunlearn.runs.settings.groups import Devices, Private, Text, Trainable, Watching
 
 
@@ -23,7 +24,10 @@ class Finetune:
     """Stop after an epoch whose mean loss is at or under this, nats per loss token; default 0.02, never in a private
     run."""
     batch_size: int = 8
-    """Records a step; in a private run, on average."""
+    """Records a step; in a private run, on average; with --pack, rows."""
+    pack: int | None = None
+    """Put several records into one row of at most this many tokens, so that none are spent on padding. Records of a row
+    do not see each other. Not in a private run, which counts records."""
     learning_rate: float | None = None
     """Peak rate of AdamW; default 0.2 / hidden size, at most 3e-3."""
     weight_decay: float = 0.0
@@ -35,6 +39,7 @@ class Finetune:
     private: Private = field(default_factory=Private)
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,9 @@ class StoreCurvature:
     """Records whose gradients are kept, each as large as the model in f32."""
     draws: int = 1
     """Label draws a token for the factors."""
+    temperature: float = 1.0
+    """By which logits are divided before labels are drawn for the factors: above 1 (3 suits anchored_matching), a
+    model that is sure of what it has memorised still has curvature there."""
     only: tuple[str, ...] = ()
     """Pattern of the parameters that get factors, such as "layers/*"; repeat the flag for several. Default all."""
     batch_size: int = 16
@@ -112,3 +120,4 @@ class Unlearn:
     trainable: Trainable = field(default_factory=Trainable)
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
+    checkpoints: Checkpoints = field(default_factory=Checkpoints)

@@ -1,0 +1,75 @@
+"""Forgetting by matching counterfactual answers, anchored by stored curvature in the place of a retain set.
+
+    minimise  KL_f(theta) + strength/2 (theta - theta_0).F_T (theta - theta_0)
+
+KL_f is the objective of `counterfactual_matching`: its minimum is what a model would say that never read the forget
+set. F_T, the EK-FAC approximation of the Fisher matrix of what is to be kept, is taken once while that is at hand
+(`jaxunlearn curvature --temperature 3`), and then stands for it: no retain example is read. Softening the answers by a
+temperature is what makes it work on a model that has memorised, whose Fisher matrix at T = 1 nearly vanishes, and sees
+no cost in moves that ruin it (`curvature.kronecker.Settings`).
+
+The penalty is quadratic in the whole displacement, so plain AdamW minimises the sum: the curvature is in the objective
+and not in the step.
+"""
+
+import optax
+
+from jaxunlearn.curvature import EKFAC, Stored
+from jaxunlearn.methods.first_order import descent
+from jaxunlearn.methods.method import Method
+from jaxunlearn.objectives import NLL, CounterfactualKL, Objective, needs_of
+from jaxunlearn.transforms import RETAIN, STORED, anchor_by_curvature
+
+
+def anchored_matching(
+    *,
+    strength: float = 400.0,
+    factors: str | None = None,
+    temperature: float = 3.0,
+    retain_weight: float = 0.0,
+    learning_rate: float = 1e-3,
+    optimizer: optax.GradientTransformation | None = None,
+    samples: int = 1,
+    microbatch: int | None = None,
+) -> Method:
+    """Match counterfactual answers on forget, held by the softened EK-FAC curvature of what is kept.
+
+    Args:
+        strength: of the penalty; more keeps more and forgets less.
+        factors: folder that `jaxunlearn curvature` or `curvature.save` wrote, best at a temperature of about 3: every
+            batch carries its content in `curvature`, and no retain example is needed. Without it factors are taken on
+            the retain batch of each step, and cost two more gradients.
+        temperature: of the factors that a step takes.
+        retain_weight: of the NLL of retain examples in the objective, where there are some.
+        learning_rate: of AdamW without weight decay, when `optimizer` is not given.
+        optimizer: any optax transformation.
+        samples: draws of labels a token for the factors that a step takes.
+        microbatch: examples at a time while factors are taken, and in the gradient.
+
+    The objective is after Liu et al., EMNLP 2024, the penalty after Ritter, Botev and Barber, "Online structured
+    Laplace approximations for overcoming catastrophic forgetting", NeurIPS 2018; to soften it is ours.
+
+    Example:
+        >>> anchored_matching(factors="folder").retain, anchored_matching().retain
+        (False, True)
+    """
+    if not strength > 0:
+        raise ValueError(f"anchored_matching(strength={strength}): give a positive strength")
+    if retain_weight < 0:
+        raise ValueError(f"anchored_matching(retain_weight={retain_weight}): give 0 or more")
+    stored = factors is not None
+    recipe = Stored() if stored else EKFAC(samples=samples, temperature=temperature, microbatch=microbatch)
+    forget = ((1.0, CounterfactualKL()),)
+    kept = ((retain_weight, NLL("retain")),) if retain_weight else ()
+    transform = optax.chain(
+        anchor_by_curvature(recipe, strength=strength, metric=STORED if stored else RETAIN),
+        descent("anchored_matching", learning_rate, optimizer),
+    )
+    return Method(
+        "anchored_matching",
+        Objective(forget + kept, microbatch),
+        transform,
+        needs_of(forget),
+        factors=factors,
+        retain=bool(kept) or not stored,
+    )
