@@ -25,12 +25,12 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from jaxunlearn.files import require_room
 from jaxunlearn.runs.preemption import Interrupted, Requests
 from jaxunlearn.runs.saved_arrays import digest_of, named, shapes_of, unnamed
+from jaxunlearn.sharding import largest
 
 Facts = dict[str, Any]
 Snapshot = Callable[[], tuple[PyTree, Facts]]
@@ -153,8 +153,9 @@ class Checkpoints:
         Raises:
             Interrupted: the process was asked to end, and all is saved.
         """
-        asked = agreed(self._requests.received or 0)
-        late = self._seconds and agreed(int(time.monotonic() - self._last >= self._seconds))
+        due = bool(self._seconds) and time.monotonic() - self._last >= self._seconds
+        # A signal to one process is one to all, and so is one clock. In one exchange: the number, then the clock's bit.
+        asked, late = divmod(largest(2 * (self._requests.received or 0) + due), 2)
         if asked or late or (self._every and step % self._every == 0):
             self._save(step, snapshot)
         if asked:
@@ -224,15 +225,6 @@ class Checkpoints:
         if digest_of(arrays) != stored["digest"]:
             raise ValueError("its contents are not those that were saved")
         return unnamed(target, arrays), stored["facts"]
-
-
-def agreed(value: int) -> int:
-    """The largest of all processes' values: a signal to one of them is one to all."""
-    if jax.process_count() == 1:
-        return value
-    from jax.experimental.multihost_utils import process_allgather
-
-    return int(np.max(process_allgather(np.int32(value))))
 
 
 def _first_line(error: Exception) -> str:

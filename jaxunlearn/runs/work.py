@@ -24,9 +24,10 @@ from typing import Any, TypeVar
 from jaxunlearn.files import new_file
 from jaxunlearn.runs import kept
 from jaxunlearn.runs import record as records
-from jaxunlearn.runs.checkpoint import Checkpoints, UnreadableError, agreed
+from jaxunlearn.runs.checkpoint import Checkpoints, UnreadableError
 from jaxunlearn.runs.preemption import Interrupted
 from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.sharding import largest
 
 Value = TypeVar("Value")
 FORMAT = "jaxunlearn unfinished run"
@@ -54,7 +55,7 @@ class Work:
         self._command, self._settings, self._options = command, settings, settings.checkpoints
         self._about = _about(command, settings, digests or {})
         # Of several processes none begins before all have looked.
-        self.resumed = bool(agreed(int((self.folder / "run.json").is_file())))
+        self.resumed = bool(largest(int((self.folder / "run.json").is_file())))
         if not self.resumed:
             _refuse_foreign(self.folder)
             return
