@@ -142,7 +142,7 @@ def test_fused_attention_is_refused_where_there_is_no_gpu_before_anything_is_rea
     model, params = toy()
     models.save(tmp_path / "model", model, params)
     for mesh in (None, sharding.make_mesh(fsdp=8)):
-        with pytest.raises(ValueError, match="kernel of NVIDIA GPUs, the devices here are cpu; choose attention="):
+        with pytest.raises(ValueError, match="kernel of NVIDIA GPUs, and the devices here are cpu; choose attention="):
             models.load(tmp_path / "model", attention="fused", mesh=mesh)
 
 
