@@ -7,13 +7,12 @@ again, until it gets to its end before its time; its output must have the same h
 between the start of the process and the end of the work, two thirds after the first thing that this process saved.
 Saving after every step puts many of them into the writing of a checkpoint.
 
-    python benchmarks/kills.py                  # 30 kills; about ten minutes on two cores
+    python benchmarks/kills.py                  # 30 kills
     python benchmarks/kills.py --kills 8 --only "streamed Newton" --seed 3
 """
 
 import argparse
 import hashlib
-import json
 import os
 import random
 import shutil
@@ -24,6 +23,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import tiny
 from measure import markdown, where
 
 # Compilation is most of the time of a tiny run, and what is compiled does not matter here.
@@ -66,31 +66,6 @@ class Fate(NamedTuple):
     ends: int
     equal: int
     seconds: float
-
-
-def world(folder: Path) -> None:
-    """A decoder of 2 layers, 16 wide, with its tokenizer, and records of made-up people."""
-    import jax
-
-    from jaxunlearn import data, models
-
-    rows = data.corpus(seed=5, people=6, facts=3, holdout=2)
-    tokenizer = data.train_tokenizer(data.training_texts(rows), vocab_size=1024)
-    config = models.DecoderConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model, params = models.init(config, jax.random.key(0))
-    models.save(folder / "base", model, params, tokenizer=tokenizer)
-    for name, part in zip(("forget", "retain"), rows[:2], strict=True):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part), encoding="utf-8")
 
 
 def solve(folder: Path, out: Path) -> None:
@@ -228,7 +203,7 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory(prefix="kills.") as name:
         folder, log = Path(name), Path(name) / "log.txt"
-        world(folder)
+        tiny.write(folder)
         every = works(folder)
         # Each kind of work reads what the one before wrote.
         chosen = [work for work in every if args.only is None or args.only in work.name]

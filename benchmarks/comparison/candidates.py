@@ -2,7 +2,8 @@
 
 A candidate is a recipe with a grid of hyperparameters of exactly `BUDGET` points; what is not in the grid is at its
 published default, or said in `fixed` where the default belongs to another size of model. The grids are laid around
-what suits models of this size, before any result was seen, and are as wide for baselines as for our own.
+what suits models of this size, before any result was seen, and are as wide for baselines as for our own; only those of
+`anchored_matching` and `matching_pulled_back` came after results on the tuning seed.
 
 Three regimes say what of the retain set is at hand. Without any of it a candidate must have a form that needs none:
 its retain term left out, or curvature that was stored beforehand.

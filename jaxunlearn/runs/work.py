@@ -81,9 +81,10 @@ class Work:
         import jax
 
         path = self.folder / "kept" / f"{name}.safetensors"
-        if path.is_file():
-            with suppress(ValueError):  # of a damaged file, which is made anew
-                return kept.read(path)
+        found = self._kept(path)
+        # All processes make it, or none: one that has the file would leave the others waiting for its part.
+        if not largest(int(found is None)):
+            return found[0]
         value = make()
         self._begin()
         if jax.process_index() == 0:
@@ -120,6 +121,13 @@ class Work:
 
         if jax.process_index() == 0:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    @staticmethod
+    def _kept(path: Path) -> tuple[Any] | None:
+        """The value in a file, in a tuple because it may be None; None for a file that is absent or damaged."""
+        with suppress(ValueError):
+            return (kept.read(path),) if path.is_file() else None
+        return None
 
     def _begin(self) -> None:
         import jax

@@ -1,6 +1,7 @@
 """Real processes on this machine, exchanging over its loopback: two and four of them give the numbers of one."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,9 +11,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 from safetensors.numpy import load_file, save_file
 
-from jaxunlearn import data, models
 from jaxunlearn.sharding import hosts
 
 WORKER = Path(__file__).with_name("worker.py")
@@ -23,22 +24,11 @@ def folder(tmp_path_factory):
     """A model of one layer, record files, and the model again with a NaN in a row that only the first process reads."""
     home = tmp_path_factory.mktemp("hosts")
     world = home / "world"
-    rows = data.corpus(seed=5, people=6, facts=3, holdout=2)
-    tokenizer = data.train_tokenizer(data.training_texts(rows), vocab_size=692)
-    config = models.DecoderConfig(
-        vocab_size=len(tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-        max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    model, params = models.init(config, jax.random.key(0))
-    models.save(world / "base", model, params, tokenizer=tokenizer)
-    models.save(world / "flawed", model, params, tokenizer=tokenizer)
+    tiny.write(world, layers=1, vocabulary=692)
+    shutil.copytree(world / "base", world / "flawed")
     weights = load_file(world / "flawed" / "model.safetensors")
     weights["model.layers.0.mlp.down_proj.weight"][-1, -1] = np.nan
     save_file(weights, world / "flawed" / "model.safetensors", metadata={"format": "pt"})
-    for name in ("forget", "retain"):
-        lines = [json.dumps(row) + "\n" for row in getattr(rows, name)]
-        (world / f"{name}.jsonl").write_text("".join(lines))
     return home
 
 
