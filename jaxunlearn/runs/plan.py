@@ -23,7 +23,7 @@ from jaxunlearn.files import write_new
 from jaxunlearn.models.quantised import BITS
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.options import make_method
-from jaxunlearn.runs.programs import PROGRAMS, problem_of
+from jaxunlearn.runs.programs import PROGRAMS, Problem, planned
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Plan
 from jaxunlearn.sharding import make_mesh, mesh_sizes
@@ -110,15 +110,20 @@ def estimate(
 ) -> Estimate:
     """Compiles one program for one topology."""
     devices = devices_of(topology)
-    sizes = mesh_sizes(settings.mesh, len(devices))
-    problem = problem_of(settings, config, method, make_mesh(**sizes, devices=devices))
-    function, arguments, donated = PROGRAMS[name](problem, method, settings)
+    mesh = make_mesh(**mesh_sizes(settings.mesh, len(devices)), devices=devices)
+    problem = planned(settings, config, method, mesh)
+    return compiled(name, problem, method, topology, cg_steps=settings.cg_steps)
+
+
+def compiled(name: str, problem: Problem, method: methods.Method, topology: Topology, *, cg_steps: int) -> Estimate:
+    """Compiles one program of a problem for the devices of its mesh, which `topology` describes."""
+    function, arguments, donated = PROGRAMS[name](problem, method, cg_steps)
     start = time.perf_counter()
-    compiled = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
+    program = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    used = compiled.memory_analysis()
-    flops = equation_flops(jax.make_jaxpr(function)(*arguments), unknown=settings.cg_steps) / len(devices)
-    moved = traffic(compiled, unknown=settings.cg_steps)
+    used = program.memory_analysis()
+    flops = equation_flops(jax.make_jaxpr(function)(*arguments), unknown=cg_steps) / problem.mesh.size
+    moved = traffic(program, unknown=cg_steps)
     results = used.output_size_in_bytes - used.alias_size_in_bytes
     chip, bounds = topology.chip, {}
     if chip.flops is not None:
@@ -128,7 +133,7 @@ def estimate(
             "memory": (used.argument_size_in_bytes + results) / chip.bandwidth,
         }
     return Estimate(
-        name, str(topology), sizes, used.argument_size_in_bytes, results, used.temp_size_in_bytes,
+        name, str(topology), dict(problem.mesh.shape), used.argument_size_in_bytes, results, used.temp_size_in_bytes,
         chip.memory, flops, moved, bounds, seconds,
     )  # fmt: skip
 

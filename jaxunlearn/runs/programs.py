@@ -43,61 +43,110 @@ class Problem(NamedTuple):
 Program = tuple[Callable, tuple, tuple[int, ...]]  # function, its abstract arguments, those that are donated
 
 
-def problem_of(settings: Plan, config: models.DecoderConfig, method: methods.Method, mesh: Mesh) -> Problem:
-    """The model of `config` on `mesh`, and a batch with all that `method` reads.
+def problem_of(
+    config: models.DecoderConfig,
+    method: methods.Method,
+    mesh: Mesh,
+    batch: UnlearnBatch,
+    *,
+    dtypes: Any,
+    lora: models.LoRA | None = None,
+    train_last: int | None = None,
+    top_k: int = TOP_K,
+    attention: str = "auto",
+    remat: str = "dots",
+    freeze_bits: int | None = None,
+) -> Problem:
+    """The model of `config` on `mesh`, and `batch` with all that `method` reads beside it.
+
+    Args:
+        config: of the decoder.
+        method: a recipe.
+        mesh: of one device or more.
+        batch: forget, retain and other answers, as arrays or shapes.
+        dtypes: element type of the parameters: one for all, or a function of the `ParamSpec`.
+        lora, train_last: what is trained, if not all.
+        top_k: classes kept of each stored distribution.
+        attention, remat, freeze_bits: as `models.load` takes them.
 
     Raises:
         ValueError: for a method that reads stored curvature.
     """
-    lora, bits = models.LoRA(settings.lora_rank) if settings.lora_rank else None, settings.freeze_bits
-    specs = param_specs(config, lora, frozen_bits=bits)
+    if method.factors is not None:
+        raise ValueError(f"--method {method.name} with stored factors: plan it without, what is stored depends on data")
+    specs = param_specs(config, lora, frozen_bits=freeze_bits)
 
     def shape_of(spec: ParamSpec) -> jax.ShapeDtypeStruct:
-        dtype = jnp.float32 if models.is_lora("/".join(spec.path)) else dtype_of(spec, bits, settings.dtype)
+        plain = dtypes(spec) if callable(dtypes) else dtypes
+        dtype = jnp.float32 if models.is_lora("/".join(spec.path)) else dtype_of(spec, freeze_bits, plain)
         return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=named_sharding(mesh, spec.axes, spec.shape))
 
     params = nest(specs, [shape_of(spec) for spec in specs])
-    decoder = models.Decoder(config, mesh, settings.attention, settings.remat, lora=lora, frozen_bits=bits)
+    decoder = models.Decoder(config, mesh, attention, remat, lora=lora, frozen_bits=freeze_bits)
     model = models.as_model(decoder)
 
     def rows(leaf: Any) -> jax.ShapeDtypeStruct:
         axes = ("batch", *(None,) * (len(leaf.shape) - 1))
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=named_sharding(mesh, axes, leaf.shape))
 
-    shape = (settings.batch, settings.length)
-    data = jax.tree.map(
-        rows, TokenBatch(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32))
-    )
+    batch = jax.tree.map(rows, batch)
     terms = method.objective.terms
     layer = next((term.layer for _, term in terms if isinstance(term, ActivationMatch)), None)
-    makers: dict[str, Callable] = {
-        "forget_nll": reference.sequence_nll,
-        "alternative_nll": reference.sequence_nll,
-        "forget_top": lambda m, p, b: reference.top_with_target(m, p, b, TOP_K),
-        "retain_top": lambda m, p, b: reference.top(m, p, b, TOP_K),
-        "retain_top_all": lambda m, p, b: reference.top_all(m, p, b, TOP_K),
-        "counterfactual_top": lambda m, p, b: reference.top(m, p, b, TOP_K),
-        "retain_hidden": lambda m, p, b: reference.hidden(m, p, b, layer),
+    makers: dict[str, tuple[Callable, TokenBatch | None]] = {
+        "forget_nll": (reference.sequence_nll, batch.forget),
+        "alternative_nll": (reference.sequence_nll, batch.alternative),
+        "forget_top": (lambda m, p, b: reference.top_with_target(m, p, b, top_k), batch.forget),
+        "retain_top": (lambda m, p, b: reference.top(m, p, b, top_k), batch.retain),
+        "retain_top_all": (lambda m, p, b: reference.top_all(m, p, b, top_k), batch.retain),
+        "counterfactual_top": (lambda m, p, b: reference.top(m, p, b, top_k), batch.forget),
+        "retain_hidden": (lambda m, p, b: reference.hidden(m, p, b, layer), batch.retain),
     }
     stored = {
         name: jax.tree.map(rows, jax.eval_shape(lambda p, b, f=make: f(model, p, b), params, data))
-        for name, make in makers.items()
-        if name in method.needs
+        for name, (make, data) in makers.items()
+        if name in method.needs and data is not None
     }
-    if method.factors is not None:
-        raise ValueError(f"--method {method.name} with stored factors: plan it without, what is stored depends on data")
+    batch = batch._replace(reference=Reference(**stored) if stored else None)
+    if train_last is not None:
+        params = _cut(params, config.num_hidden_layers - train_last, train_last)
+    select = models.is_lora if lora else ("layers", "1") if train_last else None
+    trained, frozen = (params, None) if select is None else partition(params, select)
+    return Problem(model, trained, frozen, batch, mesh)
+
+
+def planned(settings: Plan, config: models.DecoderConfig, method: methods.Method, mesh: Mesh) -> Problem:
+    """The problem that `jaxunlearn plan` asks about: every token of every example carries loss."""
+    shape = (settings.batch, settings.length)
+    data = TokenBatch(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32))
+    terms = method.objective.terms
     batch = UnlearnBatch(
         data,
         data if method.retain else None,
         alternative=data if reads(terms, "alternative") else None,
-        reference=Reference(**stored) if stored else None,
         retain_alternative=data if reads(terms, "retain_alternative") else None,
     )
-    trained, frozen = (params, None) if lora is None else partition(params, models.is_lora)
-    return Problem(model, trained, frozen, batch, mesh)
+    return problem_of(
+        config, method, mesh, batch,
+        dtypes=settings.dtype,
+        lora=models.LoRA(settings.lora_rank) if settings.lora_rank else None,
+        attention=settings.attention,
+        remat=settings.remat,
+        freeze_bits=settings.freeze_bits,
+    )  # fmt: skip
 
 
-def _gradient(problem: Problem, method: methods.Method, settings: Plan) -> Program:
+def _cut(params: Any, *sizes: int) -> Any:
+    """Shapes of `models.split_layers`; its stacks are laid out as the whole is."""
+
+    def stack(size: int) -> Any:
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype, sharding=x.sharding), params["layers"]
+        )
+
+    return params | {"layers": {str(i): stack(size) for i, size in enumerate(size for size in sizes if size)}}
+
+
+def _gradient(problem: Problem, method: methods.Method, cg_steps: int) -> Program:
     def gradient(params, frozen, batch):
         def mean(p):
             total, count = losses.nll(problem.over(frozen), p, batch)
@@ -108,8 +157,8 @@ def _gradient(problem: Problem, method: methods.Method, settings: Plan) -> Progr
     return gradient, (problem.params, problem.frozen, problem.batch.forget), ()
 
 
-def _product(recipe: Any) -> Callable[[Problem, methods.Method, Plan], Program]:
-    def program(problem: Problem, method: methods.Method, settings: Plan) -> Program:
+def _product(recipe: Any) -> Callable[[Problem, methods.Method, int], Program]:
+    def program(problem: Problem, method: methods.Method, cg_steps: int) -> Program:
         def product(params, frozen, batch, v):
             return recipe(problem.over(frozen), params, batch)(v)
 
@@ -118,29 +167,29 @@ def _product(recipe: Any) -> Callable[[Problem, methods.Method, Plan], Program]:
     return program
 
 
-def _solve(problem: Problem, method: methods.Method, settings: Plan) -> Program:
+def _solve(problem: Problem, method: methods.Method, cg_steps: int) -> Program:
     def solve(params, frozen, batch, b):
         A = GaussNewton()(problem.over(frozen), params, batch).damped(0.1)
-        return CG(settings.cg_steps, rtol=0.0)(A, b)
+        return CG(cg_steps, rtol=0.0)(A, b)
 
     return solve, (problem.params, problem.frozen, problem.batch.forget, _vector(problem)), ()
 
 
-def _factors(problem: Problem, method: methods.Method, settings: Plan) -> Program:
+def _factors(problem: Problem, method: methods.Method, cg_steps: int) -> Program:
     def factors(params, frozen, batch):
         return kronecker_factors(problem.over(frozen), params, batch, Settings(labels="sampled"))
 
     return factors, (problem.params, problem.frozen, problem.batch.forget), ()
 
 
-def _step(problem: Problem, method: methods.Method, settings: Plan) -> Program:
+def _step(problem: Problem, method: methods.Method, cg_steps: int) -> Program:
     def step(state, batch):
         return unlearn_step(method, problem.model, state, batch)
 
     return step, (state_of(problem, method), problem.batch), (0,)
 
 
-PROGRAMS: dict[str, Callable[[Problem, methods.Method, Plan], Program]] = {
+PROGRAMS: dict[str, Callable[[Problem, methods.Method, int], Program]] = {
     "gradient": _gradient,
     "hessian": _product(Hessian()),
     "gauss-newton": _product(GaussNewton()),

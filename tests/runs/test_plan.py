@@ -10,7 +10,7 @@ from jaxunlearn import methods, models, sharding
 from jaxunlearn.cli import main
 from jaxunlearn.runs import plan as plans
 from jaxunlearn.runs.plan import plan
-from jaxunlearn.runs.programs import problem_of, state_of
+from jaxunlearn.runs.programs import planned, state_of
 from jaxunlearn.runs.settings import Plan
 from jaxunlearn.unlearn import init
 
@@ -56,12 +56,12 @@ def test_the_planned_state_is_laid_out_like_a_real_one(folder, name):
     config = models.read_config(folder)
     mesh = sharding.make_mesh(fsdp=4, tensor=2)
     method = methods.CATALOGUE[name].make()
-    problem = problem_of(asked(folder), config, method, mesh)
+    problem = planned(asked(folder), config, method, mesh)
     _, params = models.init(config, jax.random.key(0), mesh=mesh)
     real = init(method, problem.model, params, key=jax.random.key(0))
-    planned = state_of(problem, method)
-    assert jax.tree.structure(planned) == jax.tree.structure(real)
-    for ours, theirs in zip(jax.tree.leaves(planned), jax.tree.leaves(real), strict=True):
+    shapes = state_of(problem, method)
+    assert jax.tree.structure(shapes) == jax.tree.structure(real)
+    for ours, theirs in zip(jax.tree.leaves(shapes), jax.tree.leaves(real), strict=True):
         assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
         if len(theirs.sharding.device_set) == 8:
             assert ours.sharding.is_equivalent_to(theirs.sharding, theirs.ndim)
