@@ -1,6 +1,7 @@
 """The command line. Help and mistakes answer at once: a command's own imports happen when it is chosen."""
 
 import errno
+import os
 import sys
 from collections.abc import Sequence
 
@@ -61,6 +62,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A run that saved itself says how to go on and which code that is (runs.preemption).
         print(f"jaxunlearn {argv[0]}: {error}" if str(error) else "interrupted; nothing was written", file=sys.stderr)
         return getattr(error, "exit_code", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        # `jaxunlearn methods | head`: whoever read has what they wanted. What is left unsaid goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _NOT_WRITTEN:
             raise

@@ -5,7 +5,8 @@ over several. What headers can tell is checked before any weight is read, and re
 finite are found while reading.
 """
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -91,8 +92,8 @@ def stored(folder: Path, config: DecoderConfig) -> dict[str, StoredTensor]:
     return found.tensors
 
 
-def resolve(folder: str | Path) -> Path:
-    """The local folder of a checkpoint: the path itself, or a download of a hub id.
+def resolve(folder: str | Path, *, weights: bool = True) -> Path:
+    """The local folder of a checkpoint: the path itself, or a download of a hub id, with or without its weights.
 
     Raises:
         ValueError: when it is neither a folder nor a hub id that can be fetched.
@@ -106,18 +107,32 @@ def resolve(folder: str | Path) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja", "*.txt"]
-        fetched = Path(snapshot_download(text, allow_patterns=patterns))
+        patterns = ["*.json", "*.model", "*.jinja", "*.txt"]
+        fetched = Path(snapshot_download(text, allow_patterns=patterns + ["*.safetensors"] * weights))
     except Exception as error:
         raise ValueError(
             f"{text!r} is neither a folder here nor a model that could be fetched from the hub: {error}"
         ) from error
-    if not any(fetched.glob("*.safetensors")):
+    if weights and not any(fetched.glob("*.safetensors")):
         raise ValueError(
             f"{text!r} has no safetensors weights on the hub, and pickle weights can run code when opened; if you "
             f"trust them, convert them where PyTorch is installed: {conversion(text)}"
         )
     return fetched
+
+
+def dtypes_of(folder: Path, config: DecoderConfig) -> Callable[[ParamSpec], Any]:
+    """The element type that each parameter will have: as stored, or where no weights are there, as config.json says.
+
+    Raises:
+        ValueError: what `stored` finds wrong.
+    """
+    if not any(folder.glob("*.safetensors")):
+        said = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        dtype = jnp.dtype(said.get("dtype") or said.get("torch_dtype") or "float32")
+        return lambda spec: dtype
+    tensors = stored(folder, config)
+    return lambda spec: _widest([tensors[name] for name in spec.hf_names])
 
 
 def _renamed(config: DecoderConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:

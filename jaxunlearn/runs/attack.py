@@ -8,6 +8,7 @@ from jaxunlearn.evals.attacks.families import FAMILIES
 from jaxunlearn.evals.attacks.findings import findings
 from jaxunlearn.evals.attacks.stress import check_families, stress
 from jaxunlearn.evals.attacks.target import Doses, Target
+from jaxunlearn.runs import dry_run
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.evaluate import before
 from jaxunlearn.runs.inputs import Reader, reader
@@ -23,14 +24,14 @@ ANY_LENGTH = 1 << 30
 
 
 def attack(settings: Attack) -> dict[str, Result]:
-    """Run it; returns the results by column.
+    """Run it; returns the results by column, none with `--dry-run`.
 
     Raises:
         ValueError: bad input, or an existing output file, before any weight is loaded.
     """
     _check(settings)
     chosen = [name for name in FAMILIES if name in settings.only] or list(FAMILIES)
-    reads = reader(settings.model, settings.text)
+    reads = reader(models.resolve(settings.model, weights=not settings.dry_run), settings.text)
     records = {name: _records(getattr(settings, name), settings) for name in SETS}
     documents = _documents(records, reads) if "document" in chosen else None
     cut = chosen != ["document"]
@@ -38,6 +39,10 @@ def attack(settings: Attack) -> dict[str, Result]:
     canaries = read_key(settings.canaries) if settings.canaries is not None else []
     folders = {"before": before(settings), "after": settings.model, "retrained": settings.reference_model}
     folders = {name: folder for name, folder in folders.items() if folder is not None}
+    if settings.dry_run:
+        texts = [text for part in (sets.values() if cut else documents or ()) for text in part]
+        dry_run.attack(settings, folders, texts, chosen)
+        return {}
     mesh = settings.devices.make_mesh()
     with Reporter() as reporter:
         loaded = {name: models.load(folder, mesh=mesh) for name, folder in folders.items()}
@@ -120,4 +125,4 @@ def _check(settings: Attack) -> None:
         raise ValueError(f"--relearn-rate {settings.relearn_rate}: give a positive rate, or leave it out")
     for folder in (settings.reference_model, settings.before_model):
         if folder is not None:
-            models.resolve(folder)
+            models.resolve(folder, weights=not settings.dry_run)

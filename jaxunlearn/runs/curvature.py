@@ -24,6 +24,7 @@ from jaxunlearn.curvature.kronecker import (
 )
 from jaxunlearn.data import Encoded, batches, collate, shapes_of, steps_per_epoch
 from jaxunlearn.files import write_new
+from jaxunlearn.runs import dry_run
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.inputs import reader
 from jaxunlearn.runs.progress import Reporter
@@ -33,7 +34,7 @@ from jaxunlearn.types import Batch, Model, Params
 
 
 def store_curvature(settings: StoreCurvature) -> Path:
-    """Run it; returns the output folder.
+    """Run it; returns the output folder, which `--dry-run` does not make.
 
     Raises:
         ValueError: bad input or an existing output folder, before any weight is loaded.
@@ -50,7 +51,10 @@ def store_curvature(settings: StoreCurvature) -> Path:
         )
     if settings.kind == "gradients" and settings.only:
         raise ValueError("--only chooses parameters for Kronecker factors; gradients are kept whole: leave it out")
-    encoded = reader(settings.model, settings.text).read(*settings.data)
+    encoded = reader(models.resolve(settings.model, weights=not settings.dry_run), settings.text).read(*settings.data)
+    if settings.dry_run:
+        dry_run.store_curvature(settings, encoded)
+        return settings.out
     start = time.monotonic()
     with Reporter() as reporter:
         mesh = settings.devices.make_mesh()

@@ -12,6 +12,7 @@ from jaxunlearn import data, evals, models
 from jaxunlearn.evals import Result, Run, Suite
 from jaxunlearn.evals.suites import Sources, tofu_suite
 from jaxunlearn.evals.suites.runner import Generate
+from jaxunlearn.runs import dry_run
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter, Stage
@@ -21,7 +22,7 @@ from jaxunlearn.types import Model, Params
 
 
 def evaluate(settings: Evaluate) -> dict[str, Result]:
-    """Run it; returns the results by column.
+    """Run it; returns the results by column, none with `--dry-run`.
 
     Raises:
         ValueError: bad input, an existing output file or an unfinished run, before any weight is loaded.
@@ -30,10 +31,14 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
         return json.loads(settings.out.read_text(encoding="utf-8"))["results"]
     records.refuse_files(out=settings.out)
     _check(settings)
-    reads = reader(settings.model, settings.text)
+    reads = reader(models.resolve(settings.model, weights=not settings.dry_run), settings.text)
     suites = suites_of(settings, reads)
     generate = models.generate if settings.generate or settings.suite else None
     folders = _columns(settings)
+    texts = {id(text): text for suite in suites for part in suite.texts().values() for text in part}
+    if settings.dry_run:
+        dry_run.evaluate(settings, folders, list(texts.values()), generate is not None)
+        return {}
     mesh = settings.devices.make_mesh()
     work = None
     if settings.out is not None:
@@ -52,9 +57,8 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
             retrained = load(folders["retrained"]) if "retrained" in folders else None
             compared = retrained, results.get("retrained")
             run = Run(*own, reads.tokenizer, *compared, settings.seed, settings.batch_size, mesh)
-            texts = len({id(text) for suite in suites for part in suite.texts().values() for text in part})
             writes = generate if work is None or generate is None else remembered(generate, work, name)
-            with reporter.stage(f"evaluating {name}", texts) as stage:
+            with reporter.stage(f"evaluating {name}", len(texts)) as stage:
                 seen = Counter(stage)
                 return evals.run_suites(suites, run, generate=writes, max_length=reads.max_length, progress=seen)
 

@@ -8,8 +8,8 @@ from jaxunlearn import models
 from jaxunlearn.data import steps_per_epoch
 from jaxunlearn.files import require_room
 from jaxunlearn.models.saving import byte_size
+from jaxunlearn.runs import dry_run, requests
 from jaxunlearn.runs import record as records
-from jaxunlearn.runs import requests
 from jaxunlearn.runs.fit import fit
 from jaxunlearn.runs.fit_private import fit_private
 from jaxunlearn.runs.inputs import reader, rows_of
@@ -20,7 +20,7 @@ from jaxunlearn.runs.work import Work, finished
 
 
 def finetune(settings: Finetune) -> Path:
-    """Run it; returns the output folder.
+    """Run it; returns the output folder, which `--dry-run` does not make.
 
     Raises:
         ValueError: bad input, an existing output folder or an unfinished run, before any weight is loaded.
@@ -34,25 +34,28 @@ def finetune(settings: Finetune) -> Path:
     if settings.learning_rate is not None and not settings.learning_rate > 0:
         raise ValueError(f"--learning-rate {settings.learning_rate}: give a positive rate, or leave it out")
     byte_size(settings.max_shard_size)
-    folder = models.resolve(settings.model)
+    folder = models.resolve(settings.model, weights=not settings.dry_run)
     require_room(settings.out, records.weight_bytes(folder))
     before = records.digest(folder)
     work = Work("finetune", settings, digests={"model": before})
     answered = requests.earlier(folder, before)
-    encoded = reader(settings.model, settings.text).read(*settings.data)
+    encoded = reader(folder, settings.text).read(*settings.data)
     again = requests.returning([one.record for one in encoded], answered)
     mechanism = mechanism_of(settings, len(encoded))
     if mechanism is not None and settings.pack is not None:
         raise ValueError(f"--pack {settings.pack}: a private run clips the gradient of each record; leave out --pack")
-    rows = rows_of(encoded, settings.pack, settings.model)
+    rows = rows_of(encoded, settings.pack, folder)
     clip_norm = 1.0 if settings.private.clip_norm is None else settings.private.clip_norm
     promised = None if mechanism is None else guarantee(mechanism, clip_norm, settings.private.private_delta)
+    steps = settings.epochs * steps_per_epoch(len(rows), settings.batch_size)
+    if settings.dry_run:
+        dry_run.finetune(settings, encoded, rows, steps)
+        return settings.out
     start = time.monotonic()
     with work, Reporter() as reporter:
         mesh = settings.devices.make_mesh()
         model, params = models.load(settings.model, mesh=mesh)
         rate = settings.learning_rate or min(3e-3, 0.2 / model.source.config.hidden_size)
-        steps = settings.epochs * steps_per_epoch(len(rows), settings.batch_size)
         shared = "" if settings.pack is None else f" in {len(rows)} rows"
         reporter.say(f"{len(encoded)} records{shared}, learning rate {rate:.1e}")
         if again:

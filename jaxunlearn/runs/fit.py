@@ -72,8 +72,8 @@ def fit(
     per_epoch = steps_per_epoch(len(encoded), batch_size)
     total = per_epoch * epochs
     warmup = min(warmup, total - 1)
-    step = _step(model, learning_rate, weight_decay, warmup, total)
-    state = replicate_scalars((params, _optimizer(learning_rate, weight_decay, warmup, total).init(params)), params)
+    step = program(model, learning_rate, weight_decay, warmup, total)
+    state = replicate_scalars(initial(params, learning_rate, weight_decay, warmup, total), params)
     shape = shape or shapes_of(encoded)
     history: list[float] = []
     steps, sums, place = 0, [], (0, 0)
@@ -129,8 +129,14 @@ def _optimizer(learning_rate: float, weight_decay: float, warmup: int, total: in
     return optax.chain(optax.clip_by_global_norm(1.0), adamw)
 
 
+def initial(params: Params, learning_rate: float, weight_decay: float, warmup: int, total: int) -> tuple:
+    """The state before the first step: parameters, and the moments of AdamW."""
+    return params, _optimizer(learning_rate, weight_decay, warmup, total).init(params)
+
+
 @lru_cache(maxsize=8)
-def _step(model: Model, learning_rate: float, weight_decay: float, warmup: int, total: int):
+def program(model: Model, learning_rate: float, weight_decay: float, warmup: int, total: int) -> Callable:
+    """A compiled step, `(state, batch) -> (state, (sum, count) of the loss)`; the state is donated."""
     optimizer = _optimizer(learning_rate, weight_decay, warmup, total)
 
     def step(state: tuple, batch: TokenBatch) -> tuple:

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from jaxunlearn import methods, models
 from jaxunlearn.files import write_new
 from jaxunlearn.models.quantised import BITS
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.options import make_method
-from jaxunlearn.runs.programs import PROGRAMS, Problem, planned
+from jaxunlearn.runs.programs import PROGRAMS, Program, planned
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Plan
 from jaxunlearn.sharding import make_mesh, mesh_sizes
@@ -112,29 +113,29 @@ def estimate(
     devices = devices_of(topology)
     mesh = make_mesh(**mesh_sizes(settings.mesh, len(devices)), devices=devices)
     problem = planned(settings, config, method, mesh)
-    return compiled(name, problem, method, topology, cg_steps=settings.cg_steps)
+    program = PROGRAMS[name](problem, method, settings.cg_steps)
+    return compiled(name, program, mesh, topology, loops=settings.cg_steps)
 
 
-def compiled(name: str, problem: Problem, method: methods.Method, topology: Topology, *, cg_steps: int) -> Estimate:
-    """Compiles one program of a problem for the devices of its mesh, which `topology` describes."""
-    function, arguments, donated = PROGRAMS[name](problem, method, cg_steps)
+def compiled(name: str, program: Program, mesh: Mesh, topology: Topology, *, loops: int) -> Estimate:
+    """Compiles a program for the devices of `mesh`, which `topology` describes; a solver's loop runs `loops` times."""
+    function, arguments, donated = program
     start = time.perf_counter()
-    program = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
+    executable = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    used = program.memory_analysis()
-    flops = equation_flops(jax.make_jaxpr(function)(*arguments), unknown=cg_steps) / problem.mesh.size
-    moved = traffic(program, unknown=cg_steps)
+    used = executable.memory_analysis()
+    flops = equation_flops(jax.make_jaxpr(function)(*arguments), unknown=loops) / mesh.size
+    moved = traffic(executable, unknown=loops)
     results = used.output_size_in_bytes - used.alias_size_in_bytes
-    chip, bounds = topology.chip, {}
-    if chip.flops is not None:
-        bounds = {
-            "products": flops / chip.flops,
-            "traffic": sum(one.bytes for one in moved) / chip.interconnect,
-            "memory": (used.argument_size_in_bytes + results) / chip.bandwidth,
-        }
+    chip = topology.chip
+    work = {
+        "products": (flops, chip.flops),
+        "traffic": (sum(one.bytes for one in moved), chip.interconnect),
+        "memory": (used.argument_size_in_bytes + results, chip.bandwidth),
+    }
     return Estimate(
-        name, str(topology), dict(problem.mesh.shape), used.argument_size_in_bytes, results, used.temp_size_in_bytes,
-        chip.memory, flops, moved, bounds, seconds,
+        name, str(topology), dict(mesh.shape), used.argument_size_in_bytes, results, used.temp_size_in_bytes,
+        chip.memory, flops, moved, {cause: amount / speed for cause, (amount, speed) in work.items() if speed}, seconds,
     )  # fmt: skip
 
 
@@ -169,15 +170,15 @@ HEAD = ("program", "arguments", "results", "temporaries", "total", "of memory", 
 
 
 def _cells(one: Estimate) -> list[str]:
-    sizes = [_size(size) for size in (one.arguments, one.results, one.temporaries, one.total)]
+    sizes = [size_text(size) for size in (one.arguments, one.results, one.temporaries, one.total)]
     share = "unknown" if one.memory is None else f"{one.total / one.memory:.0%}" + ("" if one.fits else ", too much")
-    moved = "; ".join(f"{t.kind} {_size(t.bytes)}" for t in one.traffic) or "none"
+    moved = "; ".join(f"{t.kind} {size_text(t.bytes)}" for t in one.traffic) or "none"
     cause = max(one.seconds, key=one.seconds.get, default=None)
     bound = "unknown" if cause is None else f"{one.seconds[cause]:.3g} s ({cause})"
     return [one.program, *sizes, share, f"{one.flops:.3g}", moved, bound]
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
     unit = next((unit for unit in (30, 20, 10) if count >= 2**unit), 0)
     return f"{count / 2**unit:.{2 if unit else 0}f} {({30: 'GiB', 20: 'MiB', 10: 'KiB', 0: 'B'})[unit]}"
 

@@ -1,4 +1,4 @@
-"""The programs of a step as functions of shapes: what `jaxunlearn plan` compiles.
+"""The programs of a step as functions of shapes: what `jaxunlearn plan` and `--dry-run` compile.
 
 Every array is a `jax.ShapeDtypeStruct` that says where it lies, so nothing is read, made or run.
 """
@@ -20,7 +20,7 @@ from jaxunlearn.objectives import ActivationMatch, reads, reference
 from jaxunlearn.runs.settings import Plan
 from jaxunlearn.sharding import named_sharding
 from jaxunlearn.solvers import CG
-from jaxunlearn.types import Model, Reference, TokenBatch, UnlearnBatch
+from jaxunlearn.types import Model, Params, Reference, TokenBatch, UnlearnBatch
 from jaxunlearn.unlearn import init, unlearn_step
 
 TOP_K = 64
@@ -68,28 +68,11 @@ def problem_of(
         lora, train_last: what is trained, if not all.
         top_k: classes kept of each stored distribution.
         attention, remat, freeze_bits: as `models.load` takes them.
-
-    Raises:
-        ValueError: for a method that reads stored curvature.
     """
-    if method.factors is not None:
-        raise ValueError(f"--method {method.name} with stored factors: plan it without, what is stored depends on data")
-    specs = param_specs(config, lora, frozen_bits=freeze_bits)
-
-    def shape_of(spec: ParamSpec) -> jax.ShapeDtypeStruct:
-        plain = dtypes(spec) if callable(dtypes) else dtypes
-        dtype = jnp.float32 if models.is_lora("/".join(spec.path)) else dtype_of(spec, freeze_bits, plain)
-        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=named_sharding(mesh, spec.axes, spec.shape))
-
-    params = nest(specs, [shape_of(spec) for spec in specs])
-    decoder = models.Decoder(config, mesh, attention, remat, lora=lora, frozen_bits=freeze_bits)
-    model = models.as_model(decoder)
-
-    def rows(leaf: Any) -> jax.ShapeDtypeStruct:
-        axes = ("batch", *(None,) * (len(leaf.shape) - 1))
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=named_sharding(mesh, axes, leaf.shape))
-
-    batch = jax.tree.map(rows, batch)
+    model, params = model_of(
+        config, mesh, dtypes=dtypes, lora=lora, attention=attention, remat=remat, freeze_bits=freeze_bits
+    )
+    batch = abstract(batch, mesh)
     terms = method.objective.terms
     layer = next((term.layer for _, term in terms if isinstance(term, ActivationMatch)), None)
     makers: dict[str, tuple[Callable, TokenBatch | None]] = {
@@ -102,7 +85,7 @@ def problem_of(
         "retain_hidden": (lambda m, p, b: reference.hidden(m, p, b, layer), batch.retain),
     }
     stored = {
-        name: jax.tree.map(rows, jax.eval_shape(lambda p, b, f=make: f(model, p, b), params, data))
+        name: abstract(jax.eval_shape(lambda p, b, f=make: f(model, p, b), params, data), mesh)
         for name, (make, data) in makers.items()
         if name in method.needs and data is not None
     }
@@ -114,8 +97,48 @@ def problem_of(
     return Problem(model, trained, frozen, batch, mesh)
 
 
+def model_of(
+    config: models.DecoderConfig,
+    mesh: Mesh,
+    *,
+    dtypes: Any,
+    lora: models.LoRA | None = None,
+    attention: str = "auto",
+    remat: str = "dots",
+    freeze_bits: int | None = None,
+) -> tuple[Model, Params]:
+    """The decoder of `config` on `mesh`, and its parameters as shapes. Arguments as in `problem_of`."""
+    specs = param_specs(config, lora, frozen_bits=freeze_bits)
+
+    def shape_of(spec: ParamSpec) -> jax.ShapeDtypeStruct:
+        if models.is_lora("/".join(spec.path)):
+            dtype = jnp.float32
+        else:
+            dtype = dtype_of(spec, freeze_bits, dtypes(spec) if callable(dtypes) else dtypes)
+        return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=named_sharding(mesh, spec.axes, spec.shape))
+
+    decoder = models.Decoder(config, mesh, attention, remat, lora=lora, frozen_bits=freeze_bits)
+    return models.as_model(decoder), nest(specs, [shape_of(spec) for spec in specs])
+
+
+def abstract(batch: Any, mesh: Mesh) -> Any:
+    """A batch of arrays or shapes as shapes, its rows spread over `mesh`."""
+
+    def rows(leaf: Any) -> jax.ShapeDtypeStruct:
+        axes = ("batch", *(None,) * (len(leaf.shape) - 1))
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=named_sharding(mesh, axes, leaf.shape))
+
+    return jax.tree.map(rows, batch)
+
+
 def planned(settings: Plan, config: models.DecoderConfig, method: methods.Method, mesh: Mesh) -> Problem:
-    """The problem that `jaxunlearn plan` asks about: every token of every example carries loss."""
+    """The problem that `jaxunlearn plan` asks about: every token of every example carries loss.
+
+    Raises:
+        ValueError: for a method that reads stored curvature.
+    """
+    if method.factors is not None:
+        raise ValueError(f"--method {method.name} with stored factors: plan it without, what is stored depends on data")
     shape = (settings.batch, settings.length)
     data = TokenBatch(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32))
     terms = method.objective.terms
@@ -205,16 +228,21 @@ def _vector(problem: Problem) -> Any:
 
 
 def state_of(problem: Problem, method: methods.Method) -> Any:
-    """The state before the first step: what belongs to a parameter is laid out like it, all else is everywhere."""
+    """The state before the first step."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     state = jax.eval_shape(lambda p, k: init(method, problem.model, p, key=k), problem.params, key)
-    leaves = jax.tree_util.tree_flatten_with_path(problem.params)[0]
+    return beside(state, problem.params, problem.mesh)._replace(frozen=problem.frozen)
+
+
+def beside(state: Any, params: Params, mesh: Mesh) -> Any:
+    """A tree of shapes on `mesh`: what belongs to a parameter is laid out like it, all else is everywhere."""
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
     places = {tuple(path): leaf for path, leaf in leaves}
-    everywhere = NamedSharding(problem.mesh, PartitionSpec())
+    everywhere = NamedSharding(mesh, PartitionSpec())
 
     def lay_out(path: tuple, leaf: Any) -> jax.ShapeDtypeStruct:
         tails = (places.get(tuple(path[start:])) for start in range(len(path)))
         own = next((p for p in tails if p is not None and p.shape == leaf.shape), None)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere if own is None else own.sharding)
 
-    return jax.tree_util.tree_map_with_path(lay_out, state)._replace(frozen=problem.frozen)
+    return jax.tree_util.tree_map_with_path(lay_out, state)

@@ -35,7 +35,7 @@ def check(settings: Trainable, layers: int) -> None:
     if not settings.lora_rank and (settings.lora_init != "zero" or settings.lora_targets):
         raise ValueError("--lora-init and --lora-targets say how adapters are made: give --lora-rank as well")
     if settings.lora_rank:
-        _lora(settings)
+        lora_of(settings)
     if settings.freeze_bits not in (None, *BITS):
         raise ValueError(f"--freeze-bits {settings.freeze_bits}: weights are frozen in 8 or 4 bits")
     if settings.freeze_bits is not None and not settings.lora_rank:
@@ -57,7 +57,7 @@ def choose(
     """What `settings` ask for, made from a loaded decoder."""
     layers = model.source.config.num_hidden_layers
     if settings.lora_rank:
-        lora, key = _lora(settings), jax.random.key(seed)
+        lora, key = lora_of(settings), jax.random.key(seed)
         if settings.lora_init == "zero":
             return Chosen(*models.add_lora(model, params, lora, key), models.is_lora)
         if not retain:
@@ -73,5 +73,6 @@ def choose(
     return Chosen(model, params, None)
 
 
-def _lora(settings: Trainable) -> models.LoRA:
+def lora_of(settings: Trainable) -> models.LoRA:
+    """The adapters that `settings` ask for."""
     return models.LoRA(settings.lora_rank, settings.lora_alpha, settings.lora_targets or models.PROJECTIONS)

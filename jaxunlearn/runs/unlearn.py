@@ -9,25 +9,21 @@ import jax
 
 from jaxunlearn import data, evals, models
 from jaxunlearn.certificate import describe
-from jaxunlearn.files import require_room
-from jaxunlearn.methods import CATALOGUE
-from jaxunlearn.models.saving import byte_size
-from jaxunlearn.runs import alternatives, evidence, requests, trainable, watch
+from jaxunlearn.runs import alternatives, dry_run, evidence, requests, trainable, watch
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.curvature import warn_if_moved
 from jaxunlearn.runs.fit import mean_nll
 from jaxunlearn.runs.forget import forget
-from jaxunlearn.runs.inputs import reader
-from jaxunlearn.runs.options import make_method, options_of
+from jaxunlearn.runs.prepared import prepare, prompts_of
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.references import Stored, store, substitute
+from jaxunlearn.runs.references import Stored, store
 from jaxunlearn.runs.settings import Unlearn
 from jaxunlearn.runs.work import Work, finished
 from jaxunlearn.types import Model, Params
 
 
 def unlearn(settings: Unlearn) -> Path:
-    """Run it; returns the output folder.
+    """Run it; returns the output folder, which `--dry-run` does not make.
 
     Raises:
         ValueError: bad input, overlap of forget and retain, an existing output folder or an unfinished run, before any
@@ -36,39 +32,20 @@ def unlearn(settings: Unlearn) -> Path:
     """
     if finished("unlearn", settings):
         return settings.out
-    records.refuse_existing(settings.out)
-    _check_numbers(settings)
-    method = make_method(settings.method, settings.option)
-    entry = CATALOGUE[settings.method]
-    if settings.retain is None and method.retain:
-        raise ValueError(_no_retain(settings))
-    reads = reader(settings.model, settings.text)
-    folder = models.resolve(settings.model)
-    trainable.check(settings.trainable, models.read_config(folder).num_hidden_layers)
-    require_room(settings.out, records.weight_bytes(folder))
-    before = records.digest(folder)
+    ready = prepare(settings)
+    method, entry, reads, before, answered = ready.method, ready.entry, ready.reads, ready.before, ready.answered
+    forget_set, retain_set, holdout, others = ready.forget, ready.retain, ready.holdout, ready.others
     work = Work("unlearn", settings, digests={"model": before})
-    answered = requests.earlier(folder, before)
-    requests.check_number(settings.request, answered, settings.model)
-    again = requests.replayed(answered) if settings.replay else []
-    new, kept = (
-        data.read(source, fields=settings.text.fields) if source else []
-        for source in (settings.forget, settings.retain)
-    )
-    requests.check_retain(kept, answered)
-    gone = new + [record for source in again for record in data.read(source, fields=settings.text.fields)]
-    data.check_overlap(gone, kept)
-    forget_set, retain_set = reads.encode(gone), reads.encode(kept)
-    others = alternatives.written(method, gone, kept, reads, settings.seed)
-    holdout = reads.read(settings.holdout) if settings.holdout else None
-    watched = watch.plan(settings.watching, reads, forget_set, retain_set, holdout)
+    if settings.dry_run:
+        dry_run.unlearn(settings, ready)
+        return settings.out
     start = time.monotonic()
     with work, Reporter() as reporter:
         if work.resumed:
             reporter.say(work.told())
         if method.factors is not None and (moved := warn_if_moved(method.factors, before)):
             reporter.say(f"[yellow]warning:[/yellow] {moved}")
-        prompts = _prompts(settings, method, forget_set, retain_set, reads, reporter)
+        prompts = prompts_of(settings, ready, reporter)
         mesh = settings.devices.make_mesh()
         model, params = models.load(settings.model, mesh=mesh, freeze_bits=settings.trainable.freeze_bits)
         if method.alternative == "sampled":
@@ -97,10 +74,10 @@ def unlearn(settings: Unlearn) -> Path:
             settings.trainable, model, params, forget_set, retain_set, seed=settings.seed, mesh=mesh
         )
         watching = None
-        if watched is not None:
+        if ready.watched is not None:
             with reporter.stage("looking at the model before unlearning", 1) as stage:
                 watching = watch.start(
-                    watched, chosen.model, chosen.params, reads, seed=settings.seed, mesh=mesh, keep=work.keep
+                    ready.watched, chosen.model, chosen.params, reads, seed=settings.seed, mesh=mesh, keep=work.keep
                 )
                 stage.advance()
             for rule in (*watching.goals, *watching.limits):
@@ -148,7 +125,8 @@ def unlearn(settings: Unlearn) -> Path:
                 "looks": watching.facts(),
             }
         inputs = {name: getattr(settings, name) for name in ("model", "forget", "retain", "holdout")}
-        request = requests.entry(len(answered) + 1, settings.method, settings.forget, new, facts["certificate"], before)
+        number = len(answered) + 1
+        request = requests.entry(number, settings.method, settings.forget, ready.new, facts["certificate"], before)
 
         def content(written: Path) -> str:
             weights = records.digest(written)
@@ -170,17 +148,6 @@ def unlearn(settings: Unlearn) -> Path:
     return settings.out
 
 
-def _no_retain(settings: Unlearn) -> str:
-    """What to do about a missing retain set, by method."""
-    options = {option.name for option in options_of(settings.method)}
-    ways = [
-        "--option factors=FOLDER with curvature that `jaxunlearn curvature` stored" if "factors" in options else None,
-        "--option retain=none to leave its retain term out" if "retain" in options else None,
-    ]
-    others = "; or ".join(way for way in ways if way) or "another method (`jaxunlearn methods` says what each needs)"
-    return f"{settings.method} needs examples of what must be kept: give --retain FILE; or {others}"
-
-
 def coreset(
     settings: Unlearn, model: Model, params: Params, retain: Sequence[data.Encoded], mesh: jax.sharding.Mesh | None
 ) -> list[int] | None:
@@ -189,33 +156,6 @@ def coreset(
     if name is None or size is None or size >= len(retain):
         return None
     return evals.coreset(name, model, params, retain, size, seed=settings.seed, mesh=mesh)
-
-
-def _check_numbers(settings: Unlearn) -> None:
-    byte_size(settings.max_shard_size)
-    if (settings.retain_coreset is None) != (settings.retain_coreset_size is None):
-        raise ValueError("--retain-coreset and --retain-coreset-size go together: give both, or neither")
-    for name in ("steps", "batch_size", "retain_size", "substitutes", "top_k", "retain_coreset_size"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
-
-
-def _prompts(settings, method, forget_set, retain_set, reads, reporter) -> data.Counterfactuals | None:
-    """Counterfactual prompts, for the methods that match them and for those that need a place to stop."""
-    matches = "counterfactual_top" in method.needs
-    wanted = CATALOGUE[settings.method].ascends and settings.stop_at_nll is None and not settings.holdout
-    if not (matches or wanted):
-        return None
-    found = substitute(
-        forget_set, retain_set, reads.tokenizer, k=settings.substitutes, seed=settings.seed, max_length=reads.max_length
-    )
-    message = data.uncovered_message(forget_set, found)
-    if matches and not found.covered.any():
-        raise ValueError(message)
-    if message and matches:
-        reporter.say(f"[yellow]warning:[/yellow] {message} They are forgotten only as far as they resemble the others.")
-    return found
 
 
 def _why_stop(stop: float | None, from_holdout: bool) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxunlearn.runs.settings.durability import Checkpoints
-from jaxunlearn.runs.settings.groups import Devices, Text
+from jaxunlearn.runs.settings.groups import OF_ONE_START, Devices, Text
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Evaluate:
     """Records scored at once."""
     seed: int = 0
     """Bootstrap intervals."""
+    dry_run: bool = field(default=False, metadata=OF_ONE_START)
+    """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
@@ -119,6 +121,8 @@ class Attack:
     """Records scored at once."""
     seed: int = 0
     """Bootstrap intervals and all that is drawn."""
+    dry_run: bool = field(default=False, metadata=OF_ONE_START)
+    """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxunlearn.runs.settings.durability import Checkpoints
-from jaxunlearn.runs.settings.groups import Devices, Private, Text, Trainable, Watching
+from jaxunlearn.runs.settings.groups import OF_ONE_START, Devices, Private, Text, Trainable, Watching
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Finetune:
     """Largest weight file of the result, such as 500MB or 2GiB."""
     seed: int = 0
     """Order of the records; a private run draws randomness of its own, which it does not record."""
+    dry_run: bool = field(default=False, metadata=OF_ONE_START)
+    """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
     private: Private = field(default_factory=Private)
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
@@ -68,6 +70,8 @@ class StoreCurvature:
     """Records at a time."""
     seed: int = 0
     """Label draws, and which records are sampled."""
+    dry_run: bool = field(default=False, metadata=OF_ONE_START)
+    """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
 
@@ -116,6 +120,8 @@ class Unlearn:
     """Largest weight file of the result, such as 500MB or 2GiB."""
     seed: int = 0
     """Batches, substitutes and noise."""
+    dry_run: bool = field(default=False, metadata=OF_ONE_START)
+    """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
     watching: Watching = field(default_factory=Watching)
     trainable: Trainable = field(default_factory=Trainable)
     text: Text = field(default_factory=Text)

@@ -1,0 +1,254 @@
+"""`--dry-run`: what a command would do with these inputs on this machine, and what it would take.
+
+Everything that is checked before a run begins is checked, the headers of the weights too. Then the programs that cost
+most are compiled for the devices that are here, from shapes, as `jaxunlearn plan` does for devices that are not
+(`runs.needs`). No weight is read, and nothing is written.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxunlearn import curvature, losses
+from jaxunlearn.curvature.kronecker import Settings, kronecker_factors
+from jaxunlearn.data import Encoded, PackedRow, batches, pair, shapes_of, steps_per_epoch
+from jaxunlearn.runs.alternatives import Alternatives
+from jaxunlearn.runs.fit import initial, program
+from jaxunlearn.runs.headers import Checkpoint
+from jaxunlearn.runs.needs import Work, disk, needs, size_of
+from jaxunlearn.runs.options import options_of
+from jaxunlearn.runs.plan import size_text
+from jaxunlearn.runs.prepared import Prepared, prompts_of
+from jaxunlearn.runs.programs import PROGRAMS, Problem, Program, abstract, beside, model_of, problem_of, state_of
+from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.runs.references import Stored
+from jaxunlearn.runs.settings import Attack, Devices, Evaluate, Finetune, StoreCurvature, Unlearn
+from jaxunlearn.runs.trainable import lora_of
+from jaxunlearn.sharding import make_mesh
+from jaxunlearn.types import Batch, Reference, TokenBatch
+
+
+def unlearn(settings: Unlearn, ready: Prepared) -> None:
+    """Tells what `jaxunlearn unlearn` would do."""
+    with _told("unlearn", settings.out) as (reporter, rows):
+        found = Checkpoint.read(ready.folder)
+        rows["model"] = found.told()
+        rows |= _sets(forget=ready.forget, retain=ready.retain, holdout=ready.holdout)
+        if ready.answered:
+            rows["ledger"] = f"request {len(ready.answered) + 1} of this model"
+        prompts = prompts_of(settings, ready, reporter)
+        steps = ready.entry.steps if settings.steps is None else settings.steps
+        sizes = [min(settings.batch_size or ready.entry.batch_size, len(ready.forget))]
+        sizes.append(min(settings.retain_size or ready.entry.retain_size, _kept(settings, ready)))
+        mesh = _mesh(settings.devices)
+        problem = _problem(settings, ready, found, sizes, mesh)
+        width = problem.batch.forget.tokens.shape[1]
+        rows["method"] = (
+            f"{settings.method}: at most {steps} steps of {sizes[0]} forget"
+            + (f" and {sizes[1]} retain" if problem.batch.retain is not None else "")
+            + f" records, {width} tokens long"
+        )
+        rows["stops"] = _stops(settings, ready, prompts is not None, steps)
+        loops = _products(settings)
+        work = [
+            _asking(ready, 0 if prompts is None else settings.substitutes, found, mesh),
+            Work("a step", PROGRAMS["step"](problem, ready.method, loops), steps, loops),
+        ]
+        rows |= needs(work, mesh, reporter)
+        state = state_of(problem, ready.method)._replace(frozen=None)
+        left = f"up to {size_text(size_of(state))} for checkpoints beside it" if _checkpoints(settings) else ""
+        rows["disk"] = disk(settings.out, found.size, left)
+
+
+def finetune(
+    settings: Finetune, records: Sequence[Encoded], rows_of_them: Sequence[Encoded] | Sequence[PackedRow], steps: int
+) -> None:
+    """Tells what `jaxunlearn finetune` would do in `steps` steps."""
+    with _told("finetune", settings.out) as (reporter, rows):
+        found = Checkpoint.read(settings.model)
+        mesh = _mesh(settings.devices)
+        model, params = model_of(found.config, mesh, dtypes=found.dtypes)
+        batch = abstract(next(batches(rows_of_them, settings.batch_size)).batch, mesh)
+        rows["model"] = found.told()
+        rows |= _sets(data=records)
+        shared = "" if settings.pack is None else f", {len(rows_of_them)} rows of several records"
+        rows["training"] = (
+            f"at most {settings.epochs} epochs, {steps} steps of {settings.batch_size}, {batch.tokens.shape[1]} tokens "
+            f"long{shared}"
+        )
+        state = beside(
+            jax.eval_shape(lambda p: initial(p, 1e-3, settings.weight_decay, 1, steps), params), params, mesh
+        )
+        step = program(model, 1e-3, settings.weight_decay, 1, steps)
+        if settings.private.private_epsilon is None and settings.private.noise_multiplier is None:
+            rows |= needs([Work("a step", (step, (state, batch), (0,)), steps)], mesh, reporter)
+        else:
+            at_once = 8 if settings.private.private_rows is None else settings.private.private_rows
+            least = size_of(state) + at_once * found.parameters * 4
+            rows["memory"] = (
+                f"at least {size_text(least)} on all devices: weights, moments and {at_once} gradients in f32"
+            )
+        rows["disk"] = disk(settings.out, found.size, f"up to {size_text(size_of(state))} for checkpoints beside it")
+
+
+def store_curvature(settings: StoreCurvature, records: Sequence[Encoded]) -> None:
+    """Tells what `jaxunlearn curvature` would do."""
+    with _told("curvature", settings.out) as (reporter, rows):
+        found = Checkpoint.read(settings.model)
+        mesh = _mesh(settings.devices)
+        model, params = model_of(found.config, mesh, dtypes=found.dtypes)
+        rows["model"] = found.told()
+        rows |= _sets(data=records)
+        size = min(settings.batch_size, len(records))
+        batch = abstract(next(batches(records, size, shuffle=False)).batch, mesh)
+        if settings.kind == "gradients":
+            count = min(settings.samples, len(records))
+            whole = count * 4 * found.parameters
+            rows["keeps"] = f"gradients of {count} records, {size_text(whole)}"
+            rows["disk"] = disk(settings.out, whole)
+            return
+        recipe = Settings(labels="sampled", samples=settings.draws, only=settings.only or ("*",))
+        take = (lambda p, b: kronecker_factors(model, p, b, recipe), (params, batch), ())
+        kept = size_of(jax.eval_shape(take[0], params, batch))
+        passes = {"ekfac": 2, "kfac": 1}[settings.kind]
+        rows["keeps"] = f"{settings.kind}, about {size_text(kept)}, from {passes} passes over the records"
+        rows |= needs([Work("a batch", take, passes * steps_per_epoch(len(records), size))], mesh, reporter)
+        rows["disk"] = disk(settings.out, kept)
+
+
+def evaluate(settings: Evaluate, folders: dict[str, Path], texts: Sequence[Encoded], generates: bool) -> None:
+    """Tells what `jaxunlearn evaluate` would do: `folders` by column, `texts` of all suites."""
+    with _told("evaluate", settings.out) as (reporter, rows):
+        models_here = {name: Checkpoint.read(folder) for name, folder in folders.items()}
+        for name, found in models_here.items():
+            rows[name] = f"{folders[name]}: {found.told()}"
+        rows["texts"] = f"{_size_of(texts)}, scored under each of {len(folders)} models"
+        if generates:
+            rows["answers"] = f"written besides, up to {settings.new_tokens} tokens each, or as a suite says"
+        rows |= _scoring(settings, models_here["after"], texts, len(folders), reporter)
+
+
+def attack(settings: Attack, folders: dict[str, Path], texts: Sequence[Encoded], families: Sequence[str]) -> None:
+    """Tells what `jaxunlearn attack` would do: `folders` by column, `texts` of all sets."""
+    with _told("attack", settings.out) as (reporter, rows):
+        models_here = {name: Checkpoint.read(folder) for name, folder in folders.items()}
+        for name, found in models_here.items():
+            rows[name] = f"{folders[name]}: {found.told()}"
+        rows["tests"] = ", ".join(families)
+        rows["texts"] = f"{_size_of(texts)}; every test reads some of them once or several times"
+        rows |= _scoring(settings, models_here["after"], texts, len(folders) * len(families), reporter)
+
+
+@contextmanager
+def _told(command: str, out: Path | None) -> Iterator[tuple[Reporter, dict[str, str]]]:
+    """Rows to fill in, shown at the end."""
+    with Reporter() as reporter:
+        rows: dict[str, str] = {}
+        yield reporter, rows
+        rows["result"] = f"{out}, which is not there yet" if out is not None else "shown, and written nowhere: no --out"
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        for name, text in rows.items():
+            table.add_row(f"[bold]{name}[/bold]", text)
+        reporter.say(f"A dry run of `jaxunlearn {command}`: no weight was read, nothing was written.")
+        reporter.console.print(table, highlight=False)
+
+
+def _problem(settings: Unlearn, ready: Prepared, found: Checkpoint, sizes: Sequence[int], mesh: Mesh) -> Problem:
+    others = ready.others
+    if ready.method.alternative == "sampled":  # answers that are not there yet, about as long as the true ones
+        others = Alternatives(ready.forget, others.retain)
+    one = next(pair(ready.forget, ready.retain, sizes[0], retain_size=sizes[1]))
+    batch = Stored(Reference(), Reference(), None, None, others).complete(one)
+    chosen = settings.trainable
+    problem = problem_of(
+        found.config, ready.method, mesh, batch,
+        dtypes=found.dtypes,
+        lora=lora_of(chosen) if chosen.lora_rank else None,
+        train_last=None if chosen.train_last == found.config.num_hidden_layers else chosen.train_last,
+        top_k=settings.top_k,
+        freeze_bits=chosen.freeze_bits,
+    )  # fmt: skip
+    if ready.method.factors is None:
+        return problem
+    store = curvature.load(ready.method.factors, problem.params)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), store)
+    return problem._replace(batch=problem.batch._replace(curvature=shapes))
+
+
+def _scoring(
+    settings: Evaluate | Attack, found: Checkpoint, texts: Sequence[Encoded], passes: int, reporter: Reporter
+) -> dict[str, str]:
+    mesh = _mesh(settings.devices)
+    size = min(settings.batch_size, len(texts))
+    length, places = shapes_of(texts)
+    shapes = {"tokens": (size, length), "loss_mask": (size, length), "positions": (size, places)}
+    kinds = {"tokens": jnp.int32, "loss_mask": jnp.float32, "positions": jnp.int32}
+    batch = TokenBatch(**{name: jax.ShapeDtypeStruct(shape, kinds[name]) for name, shape in shapes.items()})
+    return needs(
+        [Work("scoring a batch", _forward(found, batch, mesh), passes * -(-len(texts) // size))], mesh, reporter
+    )
+
+
+def _mesh(devices: Devices) -> Mesh:
+    return devices.make_mesh() or make_mesh(devices=jax.devices()[:1])
+
+
+def _kept(settings: Unlearn, ready: Prepared) -> int:
+    chosen = settings.retain_coreset_size if settings.retain_coreset else None
+    return len(ready.retain) if chosen is None else min(chosen, len(ready.retain))
+
+
+def _asking(ready: Prepared, substitutes: int, found: Checkpoint, mesh: Mesh) -> Work:
+    """What the original model is asked before the first step, in forward passes over rows like those to forget."""
+    sets = {"forget": ready.forget, "alternative": ready.others.forget, "retain": ready.retain}
+    asked = sum(len(sets.get(name.partition("_")[0]) or ()) for name in ready.method.needs)
+    asked += substitutes * len(ready.forget)
+    batch = next(batches(ready.forget, min(16, len(ready.forget)))).batch
+    return Work("asking the original model", _forward(found, batch, mesh), -(-asked // len(batch.tokens)))
+
+
+def _forward(found: Checkpoint, batch: Batch, mesh: Mesh) -> Program:
+    model, params = model_of(found.config, mesh, dtypes=found.dtypes)
+    return lambda p, b: losses.nll(model, p, b), (params, abstract(batch, mesh)), ()
+
+
+def _products(settings: Unlearn) -> int:
+    """Most products that a solver of the method spends, where it has one."""
+    names = ("cg_steps", "lanczos_steps")
+    given = dict(option.split("=", 1) for option in settings.option)
+    known = {option.name: option.default for option in options_of(settings.method)} | given
+    return max((int(known[name]) for name in names if name in known), default=1)
+
+
+def _stops(settings: Unlearn, ready: Prepared, prompts: bool, steps: int) -> str:
+    rules = (*settings.watching.stop_when, *settings.watching.keep_while)
+    found = [f"by {' or '.join(rules)}"] if rules else []
+    if settings.stop_at_nll is not None:
+        found.append(f"at a forget loss of {settings.stop_at_nll} nats per token")
+    elif ready.entry.ascends and ready.holdout:
+        found.append("at the forget loss that holdout records have")
+    elif ready.entry.ascends and prompts:
+        found.append("at the forget loss of the same answers about people that do not exist")
+    elif ready.entry.ascends:
+        found.append("nowhere else: no place to stop is known; give --holdout or --stop-at-nll")
+    return ", or ".join([*found, f"after {steps} steps"])
+
+
+def _checkpoints(settings: Unlearn) -> bool:
+    return bool(settings.checkpoints.checkpoint_every or settings.checkpoints.checkpoint_minutes)
+
+
+def _sets(**sets: Sequence[Encoded] | None) -> dict[str, str]:
+    return {name: _size_of(encoded) for name, encoded in sets.items() if encoded}
+
+
+def _size_of(encoded: Sequence[Encoded]) -> str:
+    tokens = sum(len(one.tokens) for one in encoded)
+    scored = sum(int((one.loss_mask > 0).sum()) for one in encoded)
+    return f"{len(encoded):,} records, {tokens:,} tokens, {scored:,} of them to be predicted"

@@ -1,0 +1,124 @@
+"""What programs take on the devices that are here: memory, time and room on the disk, found out by compiling them.
+
+memory   bytes on one device, as the compiler allocates them, against what a device has
+time     FLOPs of its matrix products times how often it runs, over the speed of one large product measured now.
+         Nothing is faster than that, so it is a lower bound; loops that may end early are taken to their end
+disk     what will be written, against what is free
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxunlearn.runs.plan import Estimate, compiled, size_text
+from jaxunlearn.runs.programs import Program
+from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.sharding.topology import Chip, Topology
+
+
+class Work(NamedTuple):
+    """A program and how often a run calls it.
+
+    Attributes:
+        name: for a person.
+        program: what is compiled.
+        times: how often it runs.
+        loops: how often a solver's loop in it runs at most.
+    """
+
+    name: str
+    program: Program
+    times: int
+    loops: int = 1
+
+
+def needs(work: Sequence[Work], mesh: Mesh, reporter: Reporter) -> dict[str, str]:
+    """Memory of the program that takes most, and time of all of them."""
+    machine = machine_of(mesh, reporter)
+    found: list[Estimate] = []
+    for one in work:
+        with reporter.stage(f"compiling {one.name}", 1) as stage:
+            found.append(compiled(one.name, one.program, mesh, machine, loops=one.loops))
+            stage.advance()
+    most = max(found, key=lambda estimate: estimate.total)
+    verdict = {True: "fits", False: "[red]does not fit[/red]", None: "unknown"}[most.fits]
+    has = "what a device has is unknown" if most.memory is None else f"of {size_text(most.memory)}: {verdict}"
+    parts = (most.arguments, most.results, most.temporaries)
+    split = "weights and state {}, results {}, temporaries {}".format(*map(size_text, parts))
+    times = [estimate.seconds["products"] * one.times for estimate, one in zip(found, work, strict=True)]
+    each = "; ".join(
+        f"{one.name}: {one.times} x {estimate.flops * mesh.size:.3g} FLOPs"
+        for estimate, one in zip(found, work, strict=True)
+    )
+    speed = machine.chip.flops * mesh.size
+    return {
+        "devices": f"{mesh.size} x {machine.chip.name}, mesh {', '.join(f'{n} {s}' for n, s in mesh.shape.items())}",
+        "memory": f"{size_text(most.total)} a device in {most.program}, {has} ({split})",
+        "time": f"at least {duration(sum(times))} at the {speed:.3g} FLOPs/s of a large product here ({each}); "
+        f"compiling took {duration(sum(estimate.compiling for estimate in found))}",
+    }
+
+
+def machine_of(mesh: Mesh, reporter: Reporter) -> Topology:
+    """The devices of a mesh as chips: what they have, and the speed of a product on them now."""
+    device = mesh.devices.flat[0]
+    with reporter.stage("measuring the speed of a product", 1) as stage:
+        speed = matmul_speed(device)
+        stage.advance()
+    # Devices that are parts of one processor share its memory and its speed.
+    shared = jax.local_device_count() if device.platform == "cpu" else 1
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    if device.platform == "cpu":
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // shared
+    return Topology(Chip(device.device_kind, memory, speed / shared, None, None), (mesh.size,))
+
+
+def matmul_speed(device: jax.Device, rounds: int = 5) -> float:
+    """FLOPs a second of one large matrix product, in the type that the device is made for."""
+    cpu = device.platform == "cpu"
+    n, dtype = (1024, jnp.float32) if cpu else (8192, jnp.bfloat16)
+    a = jax.device_put(jnp.ones((n, n), dtype), device)
+    dot = jax.jit(jnp.matmul)
+    jax.block_until_ready(dot(a, a))
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        jax.block_until_ready(dot(a, a))
+        seconds.append(time.perf_counter() - start)
+    return 2.0 * n**3 / min(seconds)
+
+
+def disk(out: Path, size: int, more: str = "") -> str:
+    """Room for a result of `size` bytes, in words."""
+    home = out.absolute().parent
+    while not home.exists():
+        home = home.parent
+    free = shutil.disk_usage(home).free
+    besides = f", {more}" if more else ""
+    return f"{size_text(size)} for the result{besides}; {size_text(free)} are free"
+
+
+def size_of(tree: Any) -> int:
+    """Bytes of a tree of arrays or shapes."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf.dtype, "itemsize"))
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person.
+
+    Example:
+        >>> duration(0.5), duration(90), duration(150), duration(1e6)
+        ('0.5 s', '90 s', '2.5 min', '11.6 days')
+    """
+    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.1f} {name}"
+    return f"{seconds:.2g} s"

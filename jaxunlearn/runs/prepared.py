@@ -1,0 +1,129 @@
+"""What `jaxunlearn unlearn` reads and checks before any weight: the same for a run and for `--dry-run`."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxunlearn import data, models
+from jaxunlearn.files import require_room
+from jaxunlearn.methods import CATALOGUE, Entry, Method
+from jaxunlearn.models.saving import byte_size
+from jaxunlearn.runs import alternatives, requests, trainable, watch
+from jaxunlearn.runs import record as records
+from jaxunlearn.runs.alternatives import Alternatives
+from jaxunlearn.runs.inputs import Reader, reader
+from jaxunlearn.runs.options import make_method, options_of
+from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.runs.references import substitute
+from jaxunlearn.runs.settings import Unlearn
+
+
+class Prepared(NamedTuple):
+    """A run of `unlearn` up to its first weight.
+
+    Attributes:
+        method, entry: the recipe with its options, and what the catalogue says of it.
+        reads: tokenizer and longest sequence.
+        folder: of the checkpoint, on this machine.
+        before: hash of its weights; None where the weights are not here, which only a dry run allows.
+        answered: the requests that the model has answered earlier.
+        new: the records of this request; `forget` may hold those of earlier ones besides.
+        forget, retain, holdout: encoded.
+        others: other answers, for methods that want some written ones.
+        watched: what to look at on the way; None for nothing.
+    """
+
+    method: Method
+    entry: Entry
+    reads: Reader
+    folder: Path
+    before: str | None
+    answered: list[dict[str, Any]]
+    new: list[data.Record]
+    forget: list[data.Encoded]
+    retain: list[data.Encoded]
+    holdout: list[data.Encoded] | None
+    others: Alternatives
+    watched: watch.Plan | None
+
+
+def prepare(settings: Unlearn) -> Prepared:
+    """Reads and checks everything but weights.
+
+    Raises:
+        ValueError: bad input, overlap of forget and retain, an existing output folder.
+    """
+    records.refuse_existing(settings.out)
+    _check_numbers(settings)
+    method = make_method(settings.method, settings.option)
+    if settings.retain is None and method.retain:
+        raise ValueError(_no_retain(settings))
+    folder = models.resolve(settings.model, weights=not settings.dry_run)
+    reads = reader(folder, settings.text)
+    trainable.check(settings.trainable, models.read_config(folder).num_hidden_layers)
+    require_room(settings.out, records.weight_bytes(folder))
+    before = records.digest(folder)
+    answered = requests.earlier(folder, before)
+    requests.check_number(settings.request, answered, settings.model)
+    again = requests.replayed(answered) if settings.replay else []
+    new, kept = (
+        data.read(source, fields=settings.text.fields) if source else []
+        for source in (settings.forget, settings.retain)
+    )
+    requests.check_retain(kept, answered)
+    gone = new + [record for source in again for record in data.read(source, fields=settings.text.fields)]
+    data.check_overlap(gone, kept)
+    forget, retain = reads.encode(gone), reads.encode(kept)
+    others = alternatives.written(method, gone, kept, reads, settings.seed)
+    holdout = reads.read(settings.holdout) if settings.holdout else None
+    watched = watch.plan(settings.watching, reads, forget, retain, holdout)
+    return Prepared(
+        method, CATALOGUE[settings.method], reads, folder, before, answered, new, forget, retain, holdout, others,
+        watched,
+    )  # fmt: skip
+
+
+def prompts_of(settings: Unlearn, ready: Prepared, reporter: Reporter) -> data.Counterfactuals | None:
+    """Counterfactual prompts, for the methods that match them and for those that need a place to stop.
+
+    Raises:
+        ValueError: the method matches them, and no record has a name to replace.
+    """
+    matches = "counterfactual_top" in ready.method.needs
+    wanted = ready.entry.ascends and settings.stop_at_nll is None and not settings.holdout
+    if not (matches or wanted):
+        return None
+    found = substitute(
+        ready.forget,
+        ready.retain,
+        ready.reads.tokenizer,
+        k=settings.substitutes,
+        seed=settings.seed,
+        max_length=ready.reads.max_length,
+    )
+    message = data.uncovered_message(ready.forget, found)
+    if matches and not found.covered.any():
+        raise ValueError(message)
+    if message and matches:
+        reporter.say(f"[yellow]warning:[/yellow] {message} They are forgotten only as far as they resemble the others.")
+    return found
+
+
+def _no_retain(settings: Unlearn) -> str:
+    """What to do about a missing retain set, by method."""
+    options = {option.name for option in options_of(settings.method)}
+    ways = [
+        "--option factors=FOLDER with curvature that `jaxunlearn curvature` stored" if "factors" in options else None,
+        "--option retain=none to leave its retain term out" if "retain" in options else None,
+    ]
+    others = "; or ".join(way for way in ways if way) or "another method (`jaxunlearn methods` says what each needs)"
+    return f"{settings.method} needs examples of what must be kept: give --retain FILE; or {others}"
+
+
+def _check_numbers(settings: Unlearn) -> None:
+    byte_size(settings.max_shard_size)
+    if (settings.retain_coreset is None) != (settings.retain_coreset_size is None):
+        raise ValueError("--retain-coreset and --retain-coreset-size go together: give both, or neither")
+    for name in ("steps", "batch_size", "retain_size", "substitutes", "top_k", "retain_coreset_size"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")

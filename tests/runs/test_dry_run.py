@@ -1,0 +1,180 @@
+"""`--dry-run` checks what a run checks, counts what a run does, reads no weight and writes nothing."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxunlearn import methods, models
+from jaxunlearn.cli import main
+from jaxunlearn.data import pair
+from jaxunlearn.models import loading
+from jaxunlearn.runs import needs
+from jaxunlearn.runs.headers import Checkpoint
+from jaxunlearn.runs.needs import Work
+from jaxunlearn.runs.programs import problem_of, state_of
+from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.sharding import make_mesh
+from jaxunlearn.unlearn import init
+
+
+@pytest.fixture(autouse=True)
+def no_weights(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a weight was read")
+
+    monkeypatch.setattr(loading, "stream", refuse)
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """What is to be compiled, without the compilation, which has a test of its own."""
+    asked = []
+
+    def recorded(work, mesh, reporter):
+        asked.extend(work)
+        return {"memory": "of the test"}
+
+    monkeypatch.setattr("jaxunlearn.runs.dry_run.needs", recorded)
+    return asked
+
+
+def told(capsys, *argv):
+    """The rows that a command shows."""
+    assert main([str(part) for part in argv]) == 0
+    shown = capsys.readouterr().out
+    assert "no weight was read, nothing was written" in shown
+    return {row[0]: row[1] for row in (line.split(None, 1) for line in shown.splitlines()) if len(row) == 2}
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
+
+
+def test_unlearn_is_told_whole_and_leaves_nothing(world, tmp_path, capsys):
+    out = tmp_path / "new" / "out"
+    rows = told(
+        capsys, "unlearn", "--model", world.model, "--forget", world.forget, "--retain", world.retain, "--out", out,
+        "--method", "grad_diff", "--stop-at-nll", "5", "--steps", "7", "--batch-size", "2", "--dry-run",
+    )  # fmt: skip
+    assert files(tmp_path) == set()
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(_shapes(world)))
+    assert rows["model"].startswith(f"llama, 2 layers, {size // 4:,} parameters in float32, {size / 1024:.2f} KiB")
+    forget, retain = len(world.rows.forget), len(world.rows.retain)
+    assert rows["forget"].startswith(f"{forget} records, ")
+    assert rows["retain"].startswith(f"{retain} records, ")
+    assert rows["method"].startswith(f"grad_diff: at most 7 steps of 2 forget and {retain} retain records, 32")
+    assert rows["stops"].startswith("at a forget loss of 5.0 nats per token, or after 7 steps")
+    assert "fits" in rows["memory"]
+    assert re.search(r"a step: 7 x \S+ FLOPs", " ".join(rows["time"].split()))
+
+
+def _shapes(world):
+    found = Checkpoint.read(world.model)
+    return [
+        jnp.zeros(spec.shape, found.dtypes(spec)) for spec in models.param_specs(found.config)
+    ]  # what `models.load` would give
+
+
+def test_a_step_is_compiled_from_headers_as_from_weights(world, encoded):
+    """Same arguments, byte by byte: state, batch and what the method reads."""
+    method = methods.grad_diff()
+    mesh = make_mesh(devices=jax.devices()[:1])
+    found = Checkpoint.read(world.model)
+    batch = next(pair(encoded.forget, encoded.retain, 2, retain_size=3)).batch
+    problem = problem_of(found.config, method, mesh, batch, dtypes=found.dtypes)
+    shapes = state_of(problem, method), problem.batch
+    real = init(method, encoded.model, encoded.params, key=jax.random.key(0)), jax.tree.map(jnp.asarray, batch)
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), shapes, real)
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("memory", [1, None, 2**40])
+def test_whether_a_program_fits_is_said(world, encoded, memory, monkeypatch):
+    device = jax.devices()[0]
+    chip = needs.Topology(needs.Chip("toy", memory, 1e9, None, None), (1,))
+    monkeypatch.setattr(needs, "machine_of", lambda mesh, reporter: chip)
+    program = (lambda x: x @ x, (jax.ShapeDtypeStruct((8, 8), jnp.float32),), ())
+    with Reporter(quiet=True) as reporter:
+        found = needs.needs([Work("a product", program, 5)], make_mesh(devices=[device]), reporter)
+    said = {1: "does not fit", None: "unknown", 2**40: ": fits"}[memory]
+    assert said in found["memory"]
+    assert f"at least {5 * 2 * 8**3 / 1e9:.2g} s at the 1e+09" in found["time"]
+    assert "5 x 1.02e+03 FLOPs" in found["time"]
+
+
+def test_a_checkpoint_whose_weights_are_elsewhere_is_told_from_its_config(world, tmp_path, capsys, at_once):
+    folder = tmp_path / "light"
+    shutil.copytree(world.model, folder)
+    (folder / "model.safetensors").unlink()
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    rows = told(
+        capsys, "unlearn", "--model", folder, "--forget", world.forget, "--retain", world.retain,
+        "--out", tmp_path / "out", "--method", "npo", "--dry-run",
+    )  # fmt: skip
+    assert "in bfloat16" in rows["model"]
+    assert "its weights are not here" in rows["model"]
+    step = next(one for one in at_once if one.name == "a step")
+    assert {leaf.dtype for leaf in jax.tree.leaves(step.program[1][0].params)} == {jnp.dtype("bfloat16")}
+
+
+def test_what_a_run_refuses_a_dry_run_refuses(world, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    given = ["unlearn", "--model", world.model, "--forget", world.forget, "--retain", world.forget, "--dry-run"]
+    assert main([*given, "--out", str(tmp_path / "new")]) == 2
+    assert "retain set too" in capsys.readouterr().err
+    assert main([*given, "--out", str(tmp_path / "out")]) == 2
+    assert "exists already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("extra", [(), ("--pack", "64"), ("--noise-multiplier", "1", "--private-delta", "1e-5")])
+def test_finetune(extra, world, tmp_path, capsys, at_once):
+    rows = told(
+        capsys, "finetune", "--model", world.model, "--data", world.forget, "--data", world.retain,
+        "--out", tmp_path / "out", "--epochs", "3", "--batch-size", "4", "--dry-run", *extra,
+    )  # fmt: skip
+    assert files(tmp_path) == set()
+    steps = int(re.search(r"at most 3 epochs, (\d+) steps of 4", rows["training"]).group(1))
+    if "--pack" in extra:
+        assert "rows of several records" in rows["training"]
+    else:
+        count = len(world.rows.forget) + len(world.rows.retain)
+        assert rows["data"].startswith(f"{count} records")
+        assert steps == 3 * -(-count // 4)
+    if "--noise-multiplier" in extra:
+        assert "8 gradients in f32" in rows["memory"]
+        assert not at_once
+    else:
+        assert [one.times for one in at_once] == [steps]
+
+
+def test_curvature(world, tmp_path, capsys, at_once):
+    given = ("--model", world.model, "--data", world.retain, "--out", tmp_path / "out", "--batch-size", "4")
+    rows = told(capsys, "curvature", *given, "--dry-run")
+    count = len(world.rows.retain)
+    assert rows["keeps"].startswith("ekfac, about ")
+    assert [one.times for one in at_once] == [2 * -(-count // 4)]
+    rows = told(capsys, "curvature", *given, "--kind", "gradients", "--samples", "3", "--dry-run")
+    size = sum(leaf.size for leaf in _shapes(world)) * 4 * 3
+    assert rows["keeps"].startswith(f"gradients of 3 records, {size / 1024:.2f} KiB")
+    assert files(tmp_path) == set()
+
+
+def test_evaluate_and_attack(world, tmp_path, capsys, at_once):
+    given = ("--model", world.model, "--forget", world.forget, "--retain", world.retain)
+    given += ("--reference-model", world.model, "--before-model", world.model, "--out", tmp_path / "out.json")
+    rows = told(capsys, "evaluate", *given, "--dry-run")
+    assert {"before", "after", "retrained"} <= rows.keys()
+    assert "scored under each of 3 models" in " ".join(rows["texts"].split())
+    assert len(at_once) == 1
+    rows = told(capsys, "attack", *given, "--only", "membership", "--only", "quantisation", "--dry-run")
+    assert rows["tests"].strip() == "membership, quantisation"
+    assert files(tmp_path) == set()
+    texts = len(world.rows.forget) + len(world.rows.retain)
+    assert at_once[1].times == 3 * 2 * -(-texts // 32)  # models, tests, batches
