@@ -22,7 +22,7 @@ from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.needs import Work, disk, needs, size_of
 from jaxunlearn.runs.options import options_of
 from jaxunlearn.runs.plan import size_text
-from jaxunlearn.runs.prepared import Prepared, prompts_of
+from jaxunlearn.runs.prepared import Prepared, batch_sizes, prompts_of
 from jaxunlearn.runs.programs import PROGRAMS, Problem, Program, abstract, beside, model_of, problem_of, state_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.references import Stored
@@ -42,8 +42,7 @@ def unlearn(settings: Unlearn, ready: Prepared) -> None:
             rows["ledger"] = f"request {len(ready.answered) + 1} of this model"
         prompts = prompts_of(settings, ready, reporter)
         steps = ready.entry.steps if settings.steps is None else settings.steps
-        sizes = [min(settings.batch_size or ready.entry.batch_size, len(ready.forget))]
-        sizes.append(min(settings.retain_size or ready.entry.retain_size, _kept(settings, ready)))
+        sizes = batch_sizes(settings, len(ready.forget), len(ready.retain))
         mesh = _mesh(settings.devices)
         problem = _problem(settings, ready, found, sizes, mesh)
         width = problem.batch.forget.tokens.shape[1]
@@ -197,11 +196,6 @@ def _scoring(
 
 def _mesh(devices: Devices) -> Mesh:
     return devices.make_mesh() or make_mesh(devices=jax.devices()[:1])
-
-
-def _kept(settings: Unlearn, ready: Prepared) -> int:
-    chosen = settings.retain_coreset_size if settings.retain_coreset else None
-    return len(ready.retain) if chosen is None else min(chosen, len(ready.retain))
 
 
 def _asking(ready: Prepared, substitutes: int, found: Checkpoint, mesh: Mesh) -> Work:

@@ -74,6 +74,7 @@ def prepare(settings: Unlearn) -> Prepared:
     data.check_overlap(gone, kept)
     forget, retain = reads.encode(gone), reads.encode(kept)
     others = alternatives.written(method, gone, kept, reads, settings.seed)
+    _check_microbatch(settings, *batch_sizes(settings, len(forget), len(retain)))
     holdout = reads.read(settings.holdout) if settings.holdout else None
     watched = watch.plan(settings.watching, reads, forget, retain, holdout)
     return Prepared(
@@ -106,6 +107,26 @@ def prompts_of(settings: Unlearn, ready: Prepared, reporter: Reporter) -> data.C
     if message and matches:
         reporter.say(f"[yellow]warning:[/yellow] {message} They are forgotten only as far as they resemble the others.")
     return found
+
+
+def batch_sizes(settings: Unlearn, forget: int, retain: int) -> tuple[int, int]:
+    """Forget and retain records of a step, where there are so many in all."""
+    entry = CATALOGUE[settings.method]
+    if settings.retain_coreset_size is not None:
+        retain = min(retain, settings.retain_coreset_size)
+    return min(settings.batch_size or entry.batch_size, forget), min(settings.retain_size or entry.retain_size, retain)
+
+
+def _check_microbatch(settings: Unlearn, forget: int, retain: int) -> None:
+    """Found out here, since a step that cannot be cut would otherwise be noticed after the weights are read."""
+    given = [option.partition("=")[2] for option in settings.option if option.startswith("microbatch=")]
+    size = int(given[-1]) if given and given[-1].lower() != "none" else None
+    for flag, count in (("batch-size", forget), ("retain-size", retain)):
+        if size is not None and 0 < size < count and count % size:
+            raise ValueError(
+                f"--option microbatch={size}: a step of {count} records cannot be cut into so many at a time; give "
+                f"--{flag} {count - count % size}, or a divisor of {count}"
+            )
 
 
 def _no_retain(settings: Unlearn) -> str:

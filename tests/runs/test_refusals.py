@@ -33,6 +33,11 @@ def unlearning(world, model, out, **changed):
     return ["unlearn", *(x for name, value in parts.items() for x in (f"--{name.replace('_', '-')}", value))]
 
 
+def test_a_step_that_cannot_be_cut_is_refused_before_weights_are_read(world, weightless, tmp_path, capsys):
+    argv = unlearning(world, weightless, tmp_path / "out", method="gauss_newton_ascent", option="microbatch=2")
+    assert "--option microbatch=2: a step of 3 records" in run([*argv, "--batch-size", "3"], capsys)
+
+
 def test_overlap_is_refused_before_weights_are_read(world, weightless, tmp_path, capsys):
     retain = tmp_path / "retain.jsonl"
     shared = {**world.rows.forget[1], "answer": world.rows.forget[1]["answer"].upper()}
