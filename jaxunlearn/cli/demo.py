@@ -6,6 +6,9 @@ from jaxunlearn.cli.parse import parse
 
 
 def main(argv: Sequence[str]) -> None:
-    from jaxunlearn.runs.demo import Demo, demo
+    from jaxunlearn.runs.settings import Demo
 
-    demo(parse(Demo, "demo", argv))
+    settings = parse(Demo, "demo", argv)
+    from jaxunlearn.runs.demo import demo
+
+    demo(settings)

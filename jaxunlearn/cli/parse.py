@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jaxunlearn.cli.examples import shown
+
 Settings = TypeVar("Settings")
 
 
@@ -29,7 +31,7 @@ def parse(settings: type[Settings], name: str, argv: Sequence[str]) -> Settings:
     argv = list(argv)
     # Flags of nested groups need no prefix, and lists are given by repeating a flag.
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff)
-    description = f"{settings.__doc__}\n\nOptions may also stand in a file: --config FILE.yaml"
+    description = f"{settings.__doc__}\n\nOptions may also stand in a file: --config FILE.yaml\n\n{shown(name)}"
     arguments = _switched(settings, _from_file(settings, name, argv))
     found = tyro.cli(settings, prog=f"jaxunlearn {name}", args=arguments, config=config, description=description)
     if hasattr(found, "devices"):

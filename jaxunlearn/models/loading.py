@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,9 @@ def resolve(folder: str | Path, *, weights: bool = True) -> Path:
         return path
     text = str(folder)
     if path.exists() or path.is_absolute() or text.startswith(".") or text.count("/") != 1:
-        raise ValueError(f"{text} is not a folder; give a checkpoint folder, or a hub id such as 'owner/name'")
+        near = get_close_matches(path.name, [one.name for one in path.absolute().parent.glob("*/")], n=1)
+        hint = f" (did you mean {path.with_name(near[0])}?)" if near else ""
+        raise ValueError(f"{text} is not a folder{hint}; give a checkpoint folder, or a hub id such as 'owner/name'")
     from huggingface_hub import snapshot_download
 
     try:

@@ -6,7 +6,6 @@ apart: the seed floor. Five methods then start from the model that knows everyth
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,21 +19,12 @@ from jaxunlearn.runs.fit import fit
 from jaxunlearn.runs.forget import forget
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.references import Stored, store, substitute
+from jaxunlearn.runs.settings import Demo
 from jaxunlearn.types import Model, Params
 
 CONTEXT = 64
 EPOCHS, BATCH, RATE = 24, 16, 5e-3
 STEPS, MATCHING_STEPS, FORGET_ROWS, RETAIN_ROWS = 60, 25, 24, 32
-
-
-@dataclass(frozen=True)
-class Demo:
-    """Forget six fictitious people five ways, beside the retrained model, and write a report."""
-
-    out: Path = Path("demo-run")
-    """Folder for the report, the numbers, the data and the checkpoints; a free name is taken if it exists."""
-    seed: int = 0
-    """Corpus, training and batches. The methods' settings were chosen on seed 1."""
 
 
 OPTIONS = {

@@ -1,11 +1,14 @@
 """The command line before any work starts: help, versions, suggestions and exit codes."""
 
+import shlex
 import subprocess
 import sys
 
 import pytest
+import tyro
 
 from jaxunlearn.cli import COMMANDS, main
+from jaxunlearn.cli.examples import EXAMPLES
 from jaxunlearn.version import __version__
 
 
@@ -106,6 +109,42 @@ def test_help_and_mistakes_import_neither_jax_nor_transformers():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_help_of_a_command_does_not_wait_for_jax():
+    code = (
+        "import sys\nfrom jaxunlearn.cli import COMMANDS, main\n"
+        "for name in COMMANDS:\n    try:\n        main([name, '--help'])\n    except SystemExit:\n        pass\n"
+        "    print('loaded by', name, [m for m in ('jax', 'numpy', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found = [line for line in done.stdout.splitlines() if line.startswith("loaded by")]
+    assert found == [f"loaded by {name} []" for name in COMMANDS]
+
+
+class ParsedError(Exception):
+    """Raised in the place of a run."""
+
+
+@pytest.mark.parametrize("command", [*(name for name in COMMANDS if name != "canary"), "canary insert", "canary score"])
+def test_help_shows_two_examples_whose_options_exist(command, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    shown = capsys.readouterr().out
+    assert len(EXAMPLES[command]) == 2
+    assert all(f"\n  {example}\n" in shown for example in EXAMPLES[command])
+    parse = tyro.cli
+
+    def parsed(*args, **options):
+        parse(*args, **options)
+        raise ParsedError
+
+    monkeypatch.setattr(tyro, "cli", parsed)
+    for example in EXAMPLES[command]:
+        name, *argv = shlex.split(example)
+        assert name == "jaxunlearn"
+        with pytest.raises(ParsedError):
+            main(argv)
 
 
 def test_the_options_of_a_method_are_explained_with_units_and_defaults(capsys):

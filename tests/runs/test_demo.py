@@ -9,8 +9,9 @@ import pytest
 from jaxunlearn import data, models
 from jaxunlearn.methods import CATALOGUE
 from jaxunlearn.runs import demo as module
-from jaxunlearn.runs.demo import Demo, demo
+from jaxunlearn.runs.demo import demo
 from jaxunlearn.runs.record import read_record
+from jaxunlearn.runs.settings import Demo
 
 
 @pytest.fixture

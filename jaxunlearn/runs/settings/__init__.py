@@ -3,7 +3,7 @@
 from jaxunlearn.runs.settings.durability import Checkpoints
 from jaxunlearn.runs.settings.evaluation import Attack, CanaryInsert, CanaryScore, Compare, Evaluate
 from jaxunlearn.runs.settings.groups import Devices, Private, Text, Trainable, Watching
-from jaxunlearn.runs.settings.tools import Doctor, Plan
+from jaxunlearn.runs.settings.tools import Demo, Doctor, Plan
 from jaxunlearn.runs.settings.training import Finetune, StoreCurvature, Unlearn
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "CanaryScore",
     "Checkpoints",
     "Compare",
+    "Demo",
     "Devices",
     "Doctor",
     "Evaluate",

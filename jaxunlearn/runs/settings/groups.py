@@ -1,10 +1,16 @@
-"""Groups of options that several commands share."""
+"""Groups of options that several commands share.
+
+Settings import nothing of the library at the top, so that `--help` need not wait for JAX.
+"""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from jaxunlearn.data import Fields, Template
+if TYPE_CHECKING:
+    from jaxunlearn.data import Fields, Template
 
 # Says where and how often a command is started, not what it does: no part of the options that a run leaves behind.
 OF_ONE_START = {"recorded": False}
@@ -53,7 +59,7 @@ class Text:
     """Longest sequence, tokens; default the model's context."""
     truncate: bool = False
     """Cut longer records instead of refusing them."""
-    question_template: str = Template().question
+    question_template: str = "Question: {prompt}\nAnswer: {completion}"
     """How a question and its answer are written."""
     prompt_field: str | None = None
     """Field that holds the prompt, if not question, prompt or text."""
@@ -68,10 +74,14 @@ class Text:
 
     @property
     def fields(self) -> Fields:
+        from jaxunlearn.data import Fields
+
         return Fields(self.prompt_field, self.completion_field, self.text_field, self.messages_field, self.entity_field)
 
     @property
     def template(self) -> Template:
+        from jaxunlearn.data import Template
+
         return Template(self.question_template)
 
 
