@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxunlearn import losses, tree
+from jaxunlearn.accumulate import accumulate
 from jaxunlearn.solvers import Status
 from jaxunlearn.transforms import CurvatureState, NoiseState, measured_kl, predicted_kl
 from jaxunlearn.types import Batch, Model, Params, UnlearnBatch
@@ -43,25 +44,27 @@ class Certificate(NamedTuple):
     retain_grad_after: Float[Array, ""] | None
 
 
-def certify(model: Model, before: Params, after: Params, batch: UnlearnBatch) -> Certificate:
-    """Measure a step from `before` to `after`; pure, inside `jit`."""
+def certify(
+    model: Model, before: Params, after: Params, batch: UnlearnBatch, microbatch: int | None = None
+) -> Certificate:
+    """Measure a step from `before` to `after`, `microbatch` examples at a time; pure, inside `jit`."""
     step = jax.tree.map(lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), after, before)
-    forget = (None, None, None)
+    forget: tuple[Array | None, Array | None, Array | None] = (None, None, None)
     if batch.forget is not None:
-        value, grad = _loss_and_grad(model, before, batch.forget)
-        forget = (value, _mean(model, after, batch.forget), tree.vdot(grad, step))
+        value, grad = _loss_and_grad(model, before, batch.forget, microbatch)
+        forget = (value, _mean(model, after, batch.forget, microbatch), tree.vdot(grad, step))
     if batch.retain is None:
         return Certificate(*forget, *([None] * 7))
-    retain, retain_grad = _loss_and_grad(model, before, batch.retain)
-    retain_after, grad_after = _loss_and_grad(model, after, batch.retain)
-    kl = predicted_kl(model, before, batch.retain, step)
+    retain, retain_grad = _loss_and_grad(model, before, batch.retain, microbatch)
+    retain_after, grad_after = _loss_and_grad(model, after, batch.retain, microbatch)
+    kl = predicted_kl(model, before, batch.retain, step, microbatch)
     return Certificate(
         *forget,
         retain,
         retain_after,
         tree.vdot(retain_grad, step) + kl,
         kl,
-        measured_kl(model, before, after, batch.retain),
+        measured_kl(model, before, after, batch.retain, microbatch),
         tree.norm(retain_grad),
         tree.norm(grad_after),
     )
@@ -100,11 +103,16 @@ def describe(certificate: Certificate | None, curvature: CurvatureState | None, 
     return "\n".join(lines)
 
 
-def _mean(model: Model, params: Params, batch: Batch) -> Array:
-    total, count = losses.nll(model, params, batch)
+def _mean(model: Model, params: Params, batch: Batch, microbatch: int | None) -> Array:
+    total, count = accumulate(lambda rows: losses.nll(model, params, rows), batch, microbatch)
     return total / jnp.where(count > 0, count, 1.0)
 
 
-def _loss_and_grad(model: Model, params: Params, batch: Batch) -> tuple[Array, Params]:
-    value, grad = jax.value_and_grad(lambda p: _mean(model, p, batch))(params)
-    return value, tree.to_vector(grad)
+def _loss_and_grad(model: Model, params: Params, batch: Batch, microbatch: int | None) -> tuple[Array, Params]:
+    def sums(rows: Batch) -> tuple[Array, Array, Params]:
+        (total, count), grad = jax.value_and_grad(lambda p: losses.nll(model, p, rows), has_aux=True)(params)
+        return total, count, tree.to_vector(grad)
+
+    total, count, grad = accumulate(sums, batch, microbatch)
+    count = jnp.where(count > 0, count, 1.0)
+    return total / count, tree.scale(1.0 / count, grad)

@@ -143,7 +143,7 @@ def unlearn_step(
         tree.norm(grads),
         tree.norm(updates),
         applied,
-        certify(model, state.params, params, batch) if method.certify else None,
+        certify(model, state.params, params, batch, method.objective.microbatch) if method.certify else None,
         curvature_state(opt_state),
         _first_state(opt_state, NoiseState),
     )

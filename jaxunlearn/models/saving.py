@@ -105,11 +105,11 @@ def save(
     return target
 
 
-def byte_size(size: int | str) -> int:
+def byte_size(size: int | str, name: str = "max_shard_size") -> int:
     """A number of bytes from itself or from text such as "500MB" (10^6 each) or "2GiB" (2^30).
 
     Raises:
-        ValueError: when it is neither, or below 1.
+        ValueError: when the argument `name` is neither, or below 1.
 
     Example:
         >>> byte_size("1.5kB"), byte_size("2GiB") == 2**31, byte_size(7)
@@ -121,7 +121,7 @@ def byte_size(size: int | str) -> int:
         number, prefix, binary = found.groups()
         bytes_ = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
     if bytes_ < 1:
-        raise ValueError(f"max_shard_size={size!r}: give bytes, or a size such as '500MB', '5GB' or '2GiB'")
+        raise ValueError(f"{name}={size!r}: give bytes, or a size such as '500MB', '5GB' or '2GiB'")
     return bytes_
 
 

@@ -6,7 +6,7 @@ minimised by every method. A term is a frozen dataclass, so an objective is hash
 a static argument of `jax.jit`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import jax
@@ -73,6 +73,10 @@ class Objective:
             total = total + weight * value / _safe(count)
             gradient = tree.axpy(weight / _safe(count), grad, gradient)
         return total, tree.shard_like(gradient, params)
+
+    def cut(self, microbatch: int) -> "Objective":
+        """The same loss, `microbatch` examples at a time."""
+        return replace(self, microbatch=microbatch)
 
     def _chunk(self, rows: dict) -> int | None:
         return None if self.microbatch is None else min(self.microbatch, examples_in(rows))

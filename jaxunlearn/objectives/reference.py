@@ -85,7 +85,7 @@ def counterfactual_top(
         Sparse `q`, one row per example, one place per loss token.
     """
 
-    def one(args: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+    def one(args: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
         tok, place, target = args
         batch = TokenBatch(tok, jnp.ones(tok.shape, jnp.float32), place)
         predictions = batch.predict(model, params)

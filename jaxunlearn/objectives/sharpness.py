@@ -6,7 +6,7 @@ et al., ICLR 2021) minimises the forget objective F at the worst point within a 
 The gradient there is used as it is; the derivative of the displacement is left out, as usual.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -40,6 +40,15 @@ class SharpnessAware:
     @property
     def terms(self) -> tuple[tuple[float, Term], ...]:
         return self.forget.terms + self.retain.terms
+
+    @property
+    def microbatch(self) -> int | None:
+        """Examples at a time, of either part."""
+        return self.forget.microbatch
+
+    def cut(self, microbatch: int) -> "SharpnessAware":
+        """The same loss, `microbatch` examples at a time."""
+        return replace(self, forget=self.forget.cut(microbatch), retain=self.retain.cut(microbatch))
 
     def value(self, model: Model, params: Params, batch: UnlearnBatch) -> Float[Array, ""]:
         """`F` at the displaced parameters plus `R` at the given ones."""

@@ -13,23 +13,20 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxunlearn import curvature, losses
+from jaxunlearn import losses
 from jaxunlearn.curvature.kronecker import Settings, kronecker_factors
-from jaxunlearn.data import Encoded, PackedRow, batches, pair, shapes_of, steps_per_epoch
-from jaxunlearn.runs.alternatives import Alternatives
+from jaxunlearn.data import Encoded, PackedRow, batches, shapes_of, steps_per_epoch
+from jaxunlearn.runs.budget import Form, choose, method_in, problem_for
 from jaxunlearn.runs.fit import initial, program
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.needs import Work, disk, needs, size_of
 from jaxunlearn.runs.options import options_of
 from jaxunlearn.runs.plan import size_text
 from jaxunlearn.runs.prepared import Prepared, batch_sizes, prompts_of
-from jaxunlearn.runs.programs import PROGRAMS, Problem, Program, abstract, beside, model_of, problem_of, state_of
+from jaxunlearn.runs.programs import PROGRAMS, Program, abstract, beside, model_of, state_of
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.references import Stored
-from jaxunlearn.runs.settings import Attack, Devices, Evaluate, Finetune, StoreCurvature, Unlearn
-from jaxunlearn.runs.trainable import lora_of
-from jaxunlearn.sharding import make_mesh
-from jaxunlearn.types import Batch, Reference, TokenBatch
+from jaxunlearn.runs.settings import Attack, Evaluate, Finetune, StoreCurvature, Unlearn
+from jaxunlearn.types import Batch, TokenBatch
 
 
 def unlearn(settings: Unlearn, ready: Prepared) -> None:
@@ -43,8 +40,12 @@ def unlearn(settings: Unlearn, ready: Prepared) -> None:
         prompts = prompts_of(settings, ready, reporter)
         steps = ready.entry.steps if settings.steps is None else settings.steps
         sizes = batch_sizes(settings, len(ready.forget), len(ready.retain))
-        mesh = _mesh(settings.devices)
-        problem = _problem(settings, ready, found, sizes, mesh)
+        mesh = settings.devices.make_mesh(alone=True)
+        form = Form()
+        if settings.memory_budget is not None:
+            form, _ = choose(settings, ready, mesh, reporter.say)
+            rows["within"] = f"{settings.memory_budget} a device: {form}"
+        problem = problem_for(settings, ready, found, mesh, form)
         width = problem.batch.forget.tokens.shape[1]
         rows["method"] = (
             f"{settings.method}: at most {steps} steps of {sizes[0]} forget"
@@ -55,7 +56,7 @@ def unlearn(settings: Unlearn, ready: Prepared) -> None:
         loops = _products(settings)
         work = [
             _asking(ready, 0 if prompts is None else settings.substitutes, found, mesh),
-            Work("a step", PROGRAMS["step"](problem, ready.method, loops), steps, loops),
+            Work("a step", PROGRAMS["step"](problem, method_in(settings, form), loops), steps, loops),
         ]
         rows |= needs(work, mesh, reporter)
         state = state_of(problem, ready.method)._replace(frozen=None)
@@ -69,7 +70,7 @@ def finetune(
     """Tells what `jaxunlearn finetune` would do in `steps` steps."""
     with _told("finetune", settings.out) as (reporter, rows):
         found = Checkpoint.read(settings.model)
-        mesh = _mesh(settings.devices)
+        mesh = settings.devices.make_mesh(alone=True)
         model, params = model_of(found.config, mesh, dtypes=found.dtypes)
         batch = abstract(next(batches(rows_of_them, settings.batch_size)).batch, mesh)
         rows["model"] = found.told()
@@ -98,7 +99,7 @@ def store_curvature(settings: StoreCurvature, records: Sequence[Encoded]) -> Non
     """Tells what `jaxunlearn curvature` would do."""
     with _told("curvature", settings.out) as (reporter, rows):
         found = Checkpoint.read(settings.model)
-        mesh = _mesh(settings.devices)
+        mesh = settings.devices.make_mesh(alone=True)
         model, params = model_of(found.config, mesh, dtypes=found.dtypes)
         rows["model"] = found.told()
         rows |= _sets(data=records)
@@ -158,32 +159,10 @@ def _told(command: str, out: Path | None) -> Iterator[tuple[Reporter, dict[str, 
         reporter.console.print(table, highlight=False)
 
 
-def _problem(settings: Unlearn, ready: Prepared, found: Checkpoint, sizes: Sequence[int], mesh: Mesh) -> Problem:
-    others = ready.others
-    if ready.method.alternative == "sampled":  # answers that are not there yet, about as long as the true ones
-        others = Alternatives(ready.forget, others.retain)
-    one = next(pair(ready.forget, ready.retain, sizes[0], retain_size=sizes[1]))
-    batch = Stored(Reference(), Reference(), None, None, others).complete(one)
-    chosen = settings.trainable
-    problem = problem_of(
-        found.config, ready.method, mesh, batch,
-        dtypes=found.dtypes,
-        lora=lora_of(chosen) if chosen.lora_rank else None,
-        train_last=None if chosen.train_last == found.config.num_hidden_layers else chosen.train_last,
-        top_k=settings.top_k,
-        freeze_bits=chosen.freeze_bits,
-    )  # fmt: skip
-    if ready.method.factors is None:
-        return problem
-    store = curvature.load(ready.method.factors, problem.params)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), store)
-    return problem._replace(batch=problem.batch._replace(curvature=shapes))
-
-
 def _scoring(
     settings: Evaluate | Attack, found: Checkpoint, texts: Sequence[Encoded], passes: int, reporter: Reporter
 ) -> dict[str, str]:
-    mesh = _mesh(settings.devices)
+    mesh = settings.devices.make_mesh(alone=True)
     size = min(settings.batch_size, len(texts))
     length, places = shapes_of(texts)
     shapes = {"tokens": (size, length), "loss_mask": (size, length), "positions": (size, places)}
@@ -192,10 +171,6 @@ def _scoring(
     return needs(
         [Work("scoring a batch", _forward(found, batch, mesh), passes * -(-len(texts) // size))], mesh, reporter
     )
-
-
-def _mesh(devices: Devices) -> Mesh:
-    return devices.make_mesh() or make_mesh(devices=jax.devices()[:1])
 
 
 def _asking(ready: Prepared, substitutes: int, found: Checkpoint, mesh: Mesh) -> Work:

@@ -8,18 +8,17 @@ disk     what will be written, against what is free
 
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn.runs.plan import Estimate, compiled, size_text
 from jaxunlearn.runs.programs import Program
 from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.runs.throughput import ceiling
 from jaxunlearn.sharding.topology import Chip, Topology
 
 
@@ -70,7 +69,7 @@ def machine_of(mesh: Mesh, reporter: Reporter) -> Topology:
     """The devices of a mesh as chips: what they have, and the speed of a product on them now."""
     device = mesh.devices.flat[0]
     with reporter.stage("measuring the speed of a product", 1) as stage:
-        speed = matmul_speed(device)
+        speed = ceiling("float32" if device.platform == "cpu" else "bfloat16")
         stage.advance()
     # Devices that are parts of one processor share its memory and its speed.
     shared = jax.local_device_count() if device.platform == "cpu" else 1
@@ -78,21 +77,6 @@ def machine_of(mesh: Mesh, reporter: Reporter) -> Topology:
     if device.platform == "cpu":
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // shared
     return Topology(Chip(device.device_kind, memory, speed / shared, None, None), (mesh.size,))
-
-
-def matmul_speed(device: jax.Device, rounds: int = 5) -> float:
-    """FLOPs a second of one large matrix product, in the type that the device is made for."""
-    cpu = device.platform == "cpu"
-    n, dtype = (1024, jnp.float32) if cpu else (8192, jnp.bfloat16)
-    a = jax.device_put(jnp.ones((n, n), dtype), device)
-    dot = jax.jit(jnp.matmul)
-    jax.block_until_ready(dot(a, a))
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        jax.block_until_ready(dot(a, a))
-        seconds.append(time.perf_counter() - start)
-    return 2.0 * n**3 / min(seconds)
 
 
 def disk(out: Path, size: int, more: str = "") -> str:

@@ -142,6 +142,8 @@ def _no_retain(settings: Unlearn) -> str:
 
 def _check_numbers(settings: Unlearn) -> None:
     byte_size(settings.max_shard_size)
+    if settings.memory_budget is not None:
+        byte_size(settings.memory_budget, "--memory-budget")
     if (settings.retain_coreset is None) != (settings.retain_coreset_size is None):
         raise ValueError("--retain-coreset and --retain-coreset-size go together: give both, or neither")
     for name in ("steps", "batch_size", "retain_size", "substitutes", "top_k", "retain_coreset_size"):

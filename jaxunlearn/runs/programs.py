@@ -14,6 +14,7 @@ from jaxunlearn import losses, methods, models, tree
 from jaxunlearn.curvature import GaussNewton, Hessian, partition
 from jaxunlearn.curvature.kronecker import Settings, kronecker_factors
 from jaxunlearn.curvature.subset import over_chosen
+from jaxunlearn.models.functional import HEAD_ROWS
 from jaxunlearn.models.quantised import dtype_of
 from jaxunlearn.models.specs import ParamSpec, nest, param_specs
 from jaxunlearn.objectives import ActivationMatch, reads, reference
@@ -55,6 +56,7 @@ def problem_of(
     top_k: int = TOP_K,
     attention: str = "auto",
     remat: str = "dots",
+    head_rows: int | None = HEAD_ROWS,
     freeze_bits: int | None = None,
 ) -> Problem:
     """The model of `config` on `mesh`, and `batch` with all that `method` reads beside it.
@@ -67,11 +69,10 @@ def problem_of(
         dtypes: element type of the parameters: one for all, or a function of the `ParamSpec`.
         lora, train_last: what is trained, if not all.
         top_k: classes kept of each stored distribution.
-        attention, remat, freeze_bits: as `models.load` takes them.
+        attention, remat, head_rows, freeze_bits: as `models.load` takes them.
     """
-    model, params = model_of(
-        config, mesh, dtypes=dtypes, lora=lora, attention=attention, remat=remat, freeze_bits=freeze_bits
-    )
+    how = {"attention": attention, "remat": remat, "head_rows": head_rows, "freeze_bits": freeze_bits}
+    model, params = model_of(config, mesh, dtypes=dtypes, lora=lora, **how)
     batch = abstract(batch, mesh)
     terms = method.objective.terms
     layer = next((term.layer for _, term in terms if isinstance(term, ActivationMatch)), None)
@@ -105,6 +106,7 @@ def model_of(
     lora: models.LoRA | None = None,
     attention: str = "auto",
     remat: str = "dots",
+    head_rows: int | None = HEAD_ROWS,
     freeze_bits: int | None = None,
 ) -> tuple[Model, Params]:
     """The decoder of `config` on `mesh`, and its parameters as shapes. Arguments as in `problem_of`."""
@@ -117,7 +119,7 @@ def model_of(
             dtype = dtype_of(spec, freeze_bits, dtypes(spec) if callable(dtypes) else dtypes)
         return jax.ShapeDtypeStruct(spec.shape, dtype, sharding=named_sharding(mesh, spec.axes, spec.shape))
 
-    decoder = models.Decoder(config, mesh, attention, remat, lora=lora, frozen_bits=freeze_bits)
+    decoder = models.Decoder(config, mesh, attention, remat, head_rows, lora=lora, frozen_bits=freeze_bits)
     return models.as_model(decoder), nest(specs, [shape_of(spec) for spec in specs])
 
 

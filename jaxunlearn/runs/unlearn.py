@@ -9,8 +9,9 @@ import jax
 
 from jaxunlearn import data, evals, models
 from jaxunlearn.certificate import describe
-from jaxunlearn.runs import alternatives, dry_run, evidence, requests, trainable, watch
+from jaxunlearn.runs import alternatives, budget, dry_run, evidence, requests, trainable, watch
 from jaxunlearn.runs import record as records
+from jaxunlearn.runs.budget import Form
 from jaxunlearn.runs.curvature import warn_if_moved
 from jaxunlearn.runs.fit import mean_nll
 from jaxunlearn.runs.forget import forget
@@ -47,7 +48,19 @@ def unlearn(settings: Unlearn) -> Path:
             reporter.say(f"[yellow]warning:[/yellow] {moved}")
         prompts = prompts_of(settings, ready, reporter)
         mesh = settings.devices.make_mesh()
-        model, params = models.load(settings.model, mesh=mesh, freeze_bits=settings.trainable.freeze_bits)
+        form = Form()
+        if settings.memory_budget is not None:
+            alone = settings.devices.make_mesh(alone=True)
+            form = Form(*work.keep("form", lambda: list(budget.choose(settings, ready, alone, reporter.say)[0])))
+            reporter.say(f"within {settings.memory_budget} a device: {form}")
+            method = budget.method_in(settings, form)
+        model, params = models.load(
+            settings.model,
+            mesh=mesh,
+            remat=form.remat,
+            head_rows=form.head_rows,
+            freeze_bits=settings.trainable.freeze_bits,
+        )
         if method.alternative == "sampled":
             sample = partial(alternatives.sampled, max_length=reads.max_length, seed=settings.seed)
             asked = (model, params, forget_set, reads.tokenizer)
@@ -124,6 +137,8 @@ def unlearn(settings: Unlearn) -> Path:
                 "kept": done.kept,
                 "looks": watching.facts(),
             }
+        if settings.memory_budget is not None:
+            facts["form"] = form._asdict()
         inputs = {name: getattr(settings, name) for name in ("model", "forget", "retain", "holdout")}
         number = len(answered) + 1
         request = requests.entry(number, settings.method, settings.forget, ready.new, facts["certificate"], before)

@@ -7,15 +7,17 @@ beforehand (`curvature.Stored`), so that a step needs no retain examples.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from jaxtyping import Array, PyTree
 
 from jaxunlearn import operators
 from jaxunlearn.operators import LinearOperator
 from jaxunlearn.solvers import SolveInfo
-from jaxunlearn.types import Batch, Model, Params, UnlearnBatch
+from jaxunlearn.types import Model, Params, UnlearnBatch
 
-Curvature = Callable[[Model, Params, Batch], LinearOperator]
+Curvature = Callable[[Model, Params, Any], LinearOperator]
+"""Of a part of the batch: examples, or for `curvature.Stored` what was stored."""
 Solver = Callable[..., tuple[PyTree, SolveInfo]]
 Metric = tuple[tuple[str, float], ...]
 Damp = Callable[[LinearOperator, Array], LinearOperator]

@@ -87,14 +87,15 @@ def precondition_by_curvature(
         solve_with = solver
         if preconditioner is not None:
             M = damp(metric_of(preconditioner, model, params, batch, metric), state.damping)
-            solve_with = replace(solver, preconditioner=M.power(-1.0))
+            solve_with = replace(solver, preconditioner=M.power(-1.0))  # type: ignore[type-var]
         x, solve = solve_with(damped, grads)
         step = tree.scale(step_size, x)
         share = damped.span_share(x) if isinstance(damped, LowRankOperator) else jnp.float32(1.0)
         used = state.damping + solve.damping if isinstance(solve, SecularInfo) else state.damping
         length, ratio, lam = jnp.float32(1.0), jnp.float32(1.0), state.damping
         if trust_region is not None:
-            length, ratio = shorten(trust_region, A, model, params, batch, step)
+            microbatch = getattr(curvature, "microbatch", None)
+            length, ratio = shorten(trust_region, A, model, params, batch, step, microbatch)
             step = tree.scale(length, step)
             lam = levenberg_marquardt(trust_region, lam, ratio)
         record = (lam, used, solve, share, length, ratio)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from jaxunlearn import losses, tree
+from jaxunlearn.accumulate import accumulate
 from jaxunlearn.curvature import GaussNewton
 from jaxunlearn.operators import LinearOperator
 from jaxunlearn.types import Batch, Model, Params, UnlearnBatch
@@ -50,20 +51,34 @@ class TrustRegion:
             raise ValueError(f"TrustRegion(predict={self.predict!r}): choose 'retain' or 'metric'")
 
 
-def predicted_kl(model: Model, params: Params, retain: Batch, step: PyTree) -> Float[Array, ""]:
+def predicted_kl(
+    model: Model, params: Params, retain: Batch, step: PyTree, microbatch: int | None = None
+) -> Float[Array, ""]:
     """`d.G d / 2` on retain, nats per loss token, d = `step`: the second-order prediction of KL(before || after)."""
-    return 0.5 * tree.vdot(step, GaussNewton()(model, params, retain)(step))
+    return 0.5 * tree.vdot(step, GaussNewton(microbatch)(model, params, retain)(step))
 
 
-def measured_kl(model: Model, before: Params, after: Params, retain: Batch) -> Float[Array, ""]:
-    """`KL(before || after)` of the predictions on retain, nats per loss token."""
-    old, new = retain.predict(model, before), retain.predict(model, after)
-    total, count = losses.kl_between(old.logits, new.logits, old.weights)
+def measured_kl(
+    model: Model, before: Params, after: Params, retain: Batch, microbatch: int | None = None
+) -> Float[Array, ""]:
+    """`KL(before || after)` of the predictions on retain, nats per loss token, `microbatch` examples at a time."""
+
+    def sums(rows: Batch) -> tuple[Array, Array]:
+        old, new = rows.predict(model, before), rows.predict(model, after)
+        return losses.kl_between(old.logits, new.logits, old.weights)
+
+    total, count = accumulate(sums, retain, microbatch)
     return total / jnp.where(count > 0, count, 1.0)
 
 
 def shorten(
-    region: TrustRegion, A: LinearOperator, model: Model, params: Params, batch: UnlearnBatch, step: PyTree
+    region: TrustRegion,
+    A: LinearOperator,
+    model: Model,
+    params: Params,
+    batch: UnlearnBatch,
+    step: PyTree,
+    microbatch: int | None = None,
 ) -> tuple[Array, Array]:
     """The factor that brings `params - factor step` into the region, and measured over predicted KL there."""
     if region.predict == "metric":
@@ -74,9 +89,9 @@ def shorten(
             "the trust region is measured on UnlearnBatch.retain, which is None: pass retain examples in every batch, "
             'or let a stored metric predict with TrustRegion(predict="metric")'
         )
-    length, predicted = _to_boundary(region, predicted_kl(model, params, batch.retain, step))
+    length, predicted = _to_boundary(region, predicted_kl(model, params, batch.retain, step, microbatch))
     after = jax.tree.map(lambda p, d: (p - length * d).astype(p.dtype), params, step)
-    actual = measured_kl(model, params, after, batch.retain)
+    actual = measured_kl(model, params, after, batch.retain, microbatch)
     cut = jnp.sqrt(region.max_kl / jnp.maximum(actual, 1e-30))
     length = jnp.where(actual > 2 * region.max_kl, length * cut, length)
     return length, actual / jnp.maximum(predicted, 1e-12)

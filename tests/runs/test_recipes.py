@@ -52,7 +52,7 @@ def traced(monkeypatch):
         return types.SimpleNamespace(program=name, memory=1, fits=True, seconds={"products": 0.0}, **none)
 
     monkeypatch.setattr(needs, "compiled", trace)
-    monkeypatch.setattr(needs, "matmul_speed", lambda device: 1e9)
+    monkeypatch.setattr(needs, "ceiling", lambda dtype: 1e9)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -39,14 +39,14 @@ class Devices:
 
         hosts.start(self.coordinator, self.num_processes, self.process_id)
 
-    def make_mesh(self):
-        """The mesh over the devices of all processes, or None on one device."""
+    def make_mesh(self, alone: bool = False):
+        """The mesh over the devices of all processes; on one device None, or a mesh of it if `alone`."""
         import jax
 
         from jaxunlearn.sharding import make_mesh, mesh_sizes
 
         sizes = mesh_sizes(self.mesh, jax.device_count())
-        if jax.device_count() == 1:
+        if jax.device_count() == 1 and not alone:
             return None
         return make_mesh(**sizes, explicit=self.mesh_axes == "explicit")
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from jaxunlearn.runs.settings.durability import Checkpoints
 from jaxunlearn.runs.settings.groups import OF_ONE_START, Devices, Private, Text, Trainable, Watching
+from jaxunlearn.runs.settings.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Finetune:
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    tracking: Tracking = field(default_factory=Tracking)
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,9 @@ class Unlearn:
     """How to choose a few of many retain records; needs --retain-coreset-size. Default: all are used."""
     retain_coreset_size: int | None = None
     """Retain records to choose."""
+    memory_budget: str | None = None
+    """Bytes a device that a step may take, such as 14GiB. What a block keeps, how many examples go at a time and how
+    many rows of logits there are at once are then chosen, the fastest form that fits, by compiling a few."""
     max_shard_size: str = "5GB"
     """Largest weight file of the result, such as 500MB or 2GiB."""
     seed: int = 0
@@ -127,3 +132,4 @@ class Unlearn:
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    tracking: Tracking = field(default_factory=Tracking)
