@@ -9,7 +9,7 @@ TORCH_BUILD := torch triton cuda-bindings cuda-pathfinder cuda-toolkit nvidia-cu
 	nvidia-nvshmem-cu13 nvidia-nvtx torchvision
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint doctest check bench lock clean
+.PHONY: demo test lint doctest check docs notebooks bench lock clean
 demo: $(VENV)/core
 	$(BIN)/jaxunlearn demo --out demo-run
 
@@ -18,14 +18,23 @@ test: $(VENV)/test
 
 doctest: $(VENV)/test
 	$(BIN)/python -m pytest --doctest-modules jaxunlearn
-	$(BIN)/python -m pytest --doctest-glob='*.md' README.md CONTRIBUTING.md
+	$(BIN)/python -m pytest --doctest-glob='*.md' README.md CONTRIBUTING.md docs/guides
 
 lint: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/mypy
 
-check: test lint doctest
+check: test lint doctest docs
+
+# Into docs/_build/html, from docstrings, guides and notebooks; a warning is an error.
+docs: $(VENV)/test
+	$(BIN)/sphinx-build -b html -W --keep-going -q docs docs/_build/html
+
+# Made anew from examples/ and executed; needed when an example changes.
+notebooks: $(VENV)/test
+	$(BIN)/python docs/make_notebooks.py
 
 bench: $(VENV)/test
 	$(BIN)/python benchmarks/startup.py
@@ -51,4 +60,4 @@ lock: $(VENV)/core
 		$(addprefix --no-emit-package ,$(TORCH_BUILD)) --upgrade -o constraints.txt
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache docs/_build docs/api docs/notebooks

@@ -6,6 +6,7 @@ by a full sum needs one scalar all-reduce. Solver vectors are f32 whatever the p
 """
 
 import operator
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from jax.experimental.shard_alike import shard_alike
 from jax.sharding import AxisType
 from jaxtyping import Array, Float, PyTree
 
-Tree = PyTree[Array]
+Tree: TypeAlias = PyTree[Array]
 
 
 def vdot(x: Tree, y: Tree) -> Float[Array, ""]:

@@ -6,14 +6,14 @@ everywhere is `sum / count`.
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-Params = PyTree[Array]
-Key = Array
+Params: TypeAlias = PyTree[Array]
+Key: TypeAlias = Array
 
 
 class Predictions(NamedTuple):

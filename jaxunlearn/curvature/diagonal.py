@@ -153,7 +153,7 @@ def squared_gradients(values: Values, params: Params, batch: PyTree, *, at_once:
 
 
 def _average(draw: Callable[[Key], PyTree], key: Key, n: int, like: PyTree) -> Estimate:
-    def step(sums: tuple[PyTree, PyTree], key: Key) -> tuple[tuple[PyTree, PyTree], None]:
+    def step(sums: tuple[Array, PyTree, PyTree], key: Key) -> tuple[tuple[Array, PyTree, PyTree], None]:
         count, mean, spread = sums
         x, count = draw(key), count + 1
         off = tree.sub(x, mean)

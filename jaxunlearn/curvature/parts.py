@@ -5,7 +5,7 @@ once for all places; the head is applied to a chunk of them at a time, `losses.i
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, PyTree
 
@@ -31,7 +31,7 @@ def parts_of(model: Model, batch: Batch) -> Parts:
     if model.head is None or not hasattr(batch, "places"):
         return parts_of_predictor(lambda params, chunk: chunk.predict(model, params))
 
-    def body(params: Params, chunk: Batch) -> tuple[Array, Array]:
+    def body(params: Params, chunk: Any) -> tuple[Array, Array]:
         places = chunk.places(model, params)
         return places.hidden, places.weights
 

@@ -41,11 +41,11 @@ def check_deterministic(A: LinearOperator, *, rtol: float = 1e-4, seed: int = 0)
     gap = tree.norm(tree.sub(once, again)) / jnp.where(size > 0, size, 1.0)
     if isinstance(gap, jax.core.Tracer):
         raise ValueError("check_deterministic compares two runs, and inside jit there is only one: call it outside")
-    gap = float(gap)
-    if not gap <= rtol:
+    found = float(gap)
+    if not found <= rtol:
         raise ValueError(
-            f"two products with the same vector differ by {gap:.1e} of their size (rtol={rtol:.0e}): the operator is "
+            f"two products with the same vector differ by {found:.1e} of their size (rtol={rtol:.0e}): the operator is "
             "not one matrix. Look for data that is drawn, augmented or shuffled across batch borders in each pass, "
             "and for dropout that is left on"
         )
-    return gap
+    return found

@@ -213,7 +213,7 @@ class _Passes:
 def _mean_over(product: Product, params: Params, batches: Iterable[Batch], given: Callable[[int], PyTree]) -> PyTree:
     """`sum_b S_b / sum_b n_b`, where `product(params, b, given(number of b))` is `(S_b, n_b)`."""
     total, count, number = tree.zeros_like(params), jnp.zeros((), jnp.result_type(float)), 0
-    waiting = deque()
+    waiting: deque[Array] = deque()
     for batch in batches:
         total, count, done = _add(product, total, count, params, batch, given(number))
         number += 1

@@ -178,7 +178,8 @@ def _align(
 
 def _align_names(one: Encoded, marks: Sequence[Mention], grown: Sequence[int], offsets: np.ndarray) -> dict[int, int]:
     """The counterparts of the tokens of names: in order where original and substitute have as many, else the first."""
-    found, before = {}, 0
+    found: dict[int, int] = {}
+    before = 0
     for mark, growth in zip(marks, grown, strict=True):
         ours = _overlapping(one.offsets, mark.start, mark.end)
         theirs = _overlapping(offsets, mark.start + before, mark.end + before + growth)

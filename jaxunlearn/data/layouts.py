@@ -199,7 +199,7 @@ def _all(source: str | Path, wanted: Sequence[tuple[str, ...]]) -> list[str | Pa
             f"{path} lacks {len(missing)} of {len(wanted)} files: {', '.join(missing)} "
             f"(as {', '.join(_SUFFIXES)}). Copy them there under their published names."
         )
-    return found
+    return [*found]
 
 
 def _find(folder: Path, name: str) -> Path | None:

@@ -63,7 +63,7 @@ def pack(encoded: Sequence[Encoded], length: int) -> list[PackedRow]:
         fits = np.flatnonzero(room >= lengths[i])
         if len(fits) == 0:
             rows.append([])
-            room, fits = np.append(room, length), [len(rows) - 1]
+            room, fits = np.append(room, length), np.array([len(rows) - 1])
         rows[fits[0]].append(int(i))
         room[fits[0]] -= lengths[i]
     return [_row(encoded, row) for row in rows]

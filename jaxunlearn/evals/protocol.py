@@ -65,8 +65,11 @@ class Suite(Protocol):
         rows: the metrics it measures.
     """
 
-    name: str
-    rows: Mapping[str, Metric]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def rows(self) -> Mapping[str, Metric]: ...
 
     def texts(self) -> dict[str, Sequence[Encoded]]:
         """Sets of texts to score, by name."""

@@ -19,6 +19,7 @@ from jaxunlearn.curvature import EmpiricalFisher, GaussNewton, Hessian
 from jaxunlearn.methods.method import Method, compose, trust
 from jaxunlearn.objectives import NLL, Objective
 from jaxunlearn.solvers import CG
+from jaxunlearn.transforms import Curvature
 
 
 def influence(
@@ -52,7 +53,7 @@ def influence(
         >>> influence(curvature="hessian", forget_share=0.05).name
         'influence'
     """
-    recipes = {
+    recipes: dict[str, Curvature] = {
         "fisher": EmpiricalFisher(samples),
         "gauss_newton": GaussNewton(microbatch),
         "hessian": Hessian(microbatch),

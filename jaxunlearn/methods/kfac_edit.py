@@ -23,7 +23,7 @@ from jaxunlearn.curvature.kronecker import Row
 from jaxunlearn.curvature.kronecker.paths import map_paths, paths_of
 from jaxunlearn.methods.method import Method
 from jaxunlearn.objectives import Objective
-from jaxunlearn.transforms import RETAIN, STORED, edit_params, metric_of
+from jaxunlearn.transforms import RETAIN, STORED, Curvature, edit_params, metric_of
 from jaxunlearn.types import Model, Params, UnlearnBatch
 
 
@@ -62,6 +62,7 @@ def kfac_edit(
         known = tuple(p for p in patterns if any(fnmatchcase(path, p) for path in paths))
         if not known:
             raise ValueError(f"kfac_edit(only={only!r}) matches none of the parameters {', '.join(paths)}")
+        recipe: Curvature
         if factors is None:
             recipe, metric = KFAC(samples=samples, microbatch=microbatch, only=known), RETAIN
         else:

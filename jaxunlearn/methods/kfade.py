@@ -17,6 +17,7 @@ allow far too much; `anchored_matching` bounds the whole way instead, in the met
 `gauss_newton_ascent` is the same with the exact matrix and conjugate gradients.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 from jaxunlearn.curvature import EKFAC, KFAC, Stored
@@ -24,7 +25,7 @@ from jaxunlearn.methods.first_order import ASCENT
 from jaxunlearn.methods.method import Method, compose
 from jaxunlearn.objectives import Objective
 from jaxunlearn.solvers import ClosedForm
-from jaxunlearn.transforms import RETAIN, STORED, TrustRegion, damp_by_mean
+from jaxunlearn.transforms import RETAIN, STORED, Curvature, TrustRegion, damp_by_mean
 
 
 def kfade(
@@ -57,7 +58,7 @@ def kfade(
         >>> kfade(max_kl=1e-4).factors is None, kfade(factors="folder").factors
         (True, 'folder')
     """
-    recipes = {"ekfac": EKFAC, "kfac": KFAC}
+    recipes: dict[str, Callable[..., Curvature]] = {"ekfac": EKFAC, "kfac": KFAC}
     if curvature not in recipes:
         raise ValueError(f"kfade(curvature={curvature!r}): choose one of {', '.join(map(repr, recipes))}")
     stored = factors is not None

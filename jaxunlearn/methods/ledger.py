@@ -8,7 +8,6 @@ raises before anything is released that no certificate covers.
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,18 +99,18 @@ class Ledger:
         Raises:
             BudgetSpentError: when the bound, or one that is not a number, does not fit; release nothing then.
         """
-        ids, bound = tuple(str(one) for one in ids), float(bound)
+        names, bound = tuple(str(one) for one in ids), float(bound)
         if not bound <= self.left:  # also for NaN
-            what = f"removing {_names(ids)}" if ids else "training"
+            what = f"removing {_names(names)}" if names else "training"
             raise BudgetSpentError(
                 f"{what} may leave {bound:.3g} of gradient behind, and {max(self.left, 0.0):.3g} of a budget of "
                 f"{self.budget:.3g} is left for epsilon={self.epsilon:g}, delta={self.delta:g}: train again without "
                 "those examples, head.train(examples, key=<a new key>), and open a new ledger, Ledger.open(head, "
                 "trained); a larger l2 or sigma makes the next one last longer"
             )
-        return Ledger(self.budget, self.epsilon, self.delta, (*self.requests, Request(ids, bound)))
+        return Ledger(self.budget, self.epsilon, self.delta, (*self.requests, Request(names, bound)))
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | Path) -> None:
         """Write it as JSON, whole or not at all: a new file, flushed to the disk, takes the place of the old one."""
         lines = [{"ids": list(request.ids), "bound": request.bound} for request in self.requests]
         content = {
@@ -121,7 +120,7 @@ class Ledger:
             temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "Ledger":
+    def load(cls, path: str | Path) -> "Ledger":
         """What `save` wrote.
 
         Raises:

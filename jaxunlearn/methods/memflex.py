@@ -24,7 +24,7 @@ Findings of EMNLP 2024.
 """
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ from jaxunlearn.objectives import NLL, Objective, needs_of
 from jaxunlearn.types import Model, Params, UnlearnBatch
 
 ADAPTER = ("lora_a", "lora_b")
-PARTS = ("forget", "retain")
+PARTS: tuple[Literal["forget", "retain"], ...] = ("forget", "retain")
 
 
 class LocatedState(NamedTuple):

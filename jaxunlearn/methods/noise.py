@@ -16,7 +16,7 @@ from jaxunlearn.methods.fisher import fisher_removal, noise_scale
 from jaxunlearn.methods.method import Method
 from jaxunlearn.methods.newton import newton_removal
 from jaxunlearn.solvers import Lanczos
-from jaxunlearn.transforms import add_curvature_noise
+from jaxunlearn.transforms import Curvature, add_curvature_noise
 
 
 def noisy_newton(
@@ -68,6 +68,7 @@ def noisy_newton(
         step = fisher_removal(damping=damping, samples=samples, step_size=step_size, max_kl=max_kl)
     else:
         raise ValueError(f"noisy_newton(removal={removal!r}): choose 'newton' or 'fisher'")
+    curvature: Curvature
     if noise == "fisher":
         curvature, root = EmpiricalFisher(samples), None
     elif noise == "gauss_newton":

@@ -113,7 +113,7 @@ class Decoder:
         """Logits of hidden states that `hidden` returned, split over the vocabulary: losses sum over it."""
         return self.run(lambda module, hidden: module.head(hidden), params, hidden, out_axes=("batch", None, "vocab"))
 
-    def run(self, function: Callable, params: Params, *batch: Array, out_axes: tuple = ("batch", None, None)) -> Array:
+    def run(self, function: Callable, params: Params, *batch: Any, out_axes: tuple = ("batch", None, None)) -> Array:
         """`function(module, *batch)`; on an explicit mesh the result is typed as split by `out_axes`."""
         mesh = _explicit_mesh(params)
         if mesh is None:

@@ -72,19 +72,19 @@ def generate(
         >>> [len(tokens) for tokens in generate(model, params, [[1, 2], [3]], max_new_tokens=4)]
         [4, 4]
     """
-    prompts = [[int(token) for token in prompt] for prompt in prompts]
+    asked = [[int(token) for token in prompt] for prompt in prompts]
     how = Sampling(temperature, top_k, top_p)
-    decoder = _check(model, prompts, max_new_tokens, how, key, batch_size)
+    decoder = _check(model, asked, max_new_tokens, how, key, batch_size)
     if stop_strings and tokenizer is None:
         raise ValueError("stop_strings are looked for in text; pass tokenizer=models.load_tokenizer(folder)")
     stops = jnp.asarray(sorted(set(stop_ids)) or [-1], jnp.int32)
     key = jax.random.key(0) if key is None else key
-    batch_size = min(batch_size or len(prompts), len(prompts)) if prompts else 1
+    batch_size = min(batch_size or len(asked), len(asked)) if asked else 1
     # Rows that the devices cannot share out evenly would be written by all of them.
     rows = -(-batch_size // _ways(decoder)) * _ways(decoder)
     texts: list[list[int]] = []
-    for start in range(0, len(prompts), batch_size):
-        batch = prompts[start : start + batch_size]
+    for start in range(0, len(asked), batch_size):
+        batch = asked[start : start + batch_size]
         texts.extend(_written(decoder, params, batch, rows, max_new_tokens, stops, how, jax.random.fold_in(key, start)))
     return [_until(text, stop_strings, tokenizer) for text in texts] if stop_strings else texts
 

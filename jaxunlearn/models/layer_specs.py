@@ -104,8 +104,8 @@ def linear(config: DecoderConfig, name: str) -> list[ParamSpec]:
     shape, axes = (L, into[1], out[1]), ("layers", into[0], out[0])
     rows = [ParamSpec((*path, "kernel"), shape, axes, f"{hf}.weight", transposed=True, stacked=True, fused=fused)]
     if bias:
-        more = {"stacked": True, "fused": fused}
-        rows.append(ParamSpec((*path, "bias"), (L, out[1]), ("layers", None), f"{hf}.bias", "zeros", **more))
+        row = ((*path, "bias"), (L, out[1]), ("layers", None), f"{hf}.bias", "zeros")
+        rows.append(ParamSpec(*row, stacked=True, fused=fused))
     return rows
 
 
@@ -130,7 +130,8 @@ def norm(config: DecoderConfig, name: str | None, width: int | None = None) -> l
     """The parameters of one norm, of every layer unless it is the last; `width` is that of a norm of attention."""
     if name is None or not config.norm_affine:
         return []
-    stem, shape = FAMILIES[config.model_type].stem(name), (width or config.hidden_size,)
+    stem = FAMILIES[config.model_type].stem(name)
+    shape: tuple[int, ...] = (width or config.hidden_size,)
     path: tuple[str, ...] = (name,) if name == "norm" else ("layers", name)
     path = path if width is None else ("layers", "self_attn", name)
     axes: LogicalAxes = (None,)

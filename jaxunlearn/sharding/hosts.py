@@ -18,6 +18,7 @@ import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -115,7 +116,7 @@ def _say_who_is_waited_for(coordinator: str | None, count: int | None, process: 
     print(f"{who} waits for the others{where}, for at most {CONNECT_WITHIN} s", file=sys.stderr, flush=True)
 
 
-def _check(given: dict[str, str | int | None]) -> None:
+def _check(given: dict[str, Any]) -> None:
     missing = [name for name, value in given.items() if value is None]
     if missing:
         raise ValueError(

@@ -20,6 +20,8 @@ CHANNEL = re.compile(r"channel_id=(\d+)")
 CALLED = re.compile(r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# The first operand; some versions of XLA print its type before its name, and types hold commas, as lists do.
+LEFT_OPERAND = re.compile(r"(?:[a-z]\w*\[[^\]]*\](?:\{[^}]*\})? )?%?([\w.\-]+)")
 LEFT = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 # A matrix product that XLA hands to a library keeps no dimensions in its text.
 OPAQUE = ("gemm", "matmul", "onednn", "cublas")
@@ -59,14 +61,14 @@ def matmul_flops(compiled: Any, *, unknown: int = 1) -> float | None:
 
     Example:
         >>> import jax, jax.numpy as jnp
-        >>> loop = jax.jit(lambda x, w: jax.lax.fori_loop(0, 5, lambda _, x: x @ w, x))
-        >>> matmul_flops(loop.lower(jnp.ones((2, 8)), jnp.ones((8, 8))).compile())
-        1280.0
+        >>> loop = jax.jit(lambda x, w: jax.lax.fori_loop(0, 5, lambda _, x: (x @ w) @ w.T, x))
+        >>> matmul_flops(loop.lower(jnp.ones((2, 8)), jnp.ones((8, 3))).compile())  # 5 (2 x 8 x 3 + 2 x 3 x 8) 2
+        960.0
     """
 
     def count(name: str, shape: str, kind: str, rest: str, shapes: dict[str, str]) -> dict[str, float]:
         if kind == "dot":
-            left = re.match(r"(?:\S+ )?%?([\w.\-]+)", rest).group(1)
+            left = LEFT_OPERAND.match(rest).group(1)
             sizes = _sizes(shapes[left])
             contracted = [sizes[int(d)] for d in LEFT.search(rest).group(1).split(",") if d]
             return {name: 2.0 * math.prod(_sizes(shape)) * math.prod(contracted)}
@@ -165,7 +167,8 @@ def _walk(text: str, count: Callable[..., dict[str, float]], unknown: int) -> di
 
     def total(name: str) -> dict[str, float]:
         if name not in totals:
-            rows, found = bodies.get(name, []), {}
+            rows = bodies.get(name, [])
+            found: dict[str, float] = {}
             shapes = {result: shape for result, shape, _, _ in rows}
             for row in rows:
                 for key, value in instruction(*row, shapes).items():

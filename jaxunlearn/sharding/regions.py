@@ -82,7 +82,7 @@ def split_rows(batch: PyTree, parts: int) -> PyTree:
     return jax.tree.map(split, batch)
 
 
-def take_rows(batch: PyTree, index: Sequence[int]) -> PyTree:
+def take_rows(batch: PyTree, index: Sequence[int] | np.ndarray) -> PyTree:
     """Rows `index` of leaves [n, ...], in that order and spread over the devices as before where their number allows.
 
     Example:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree
 
 
@@ -66,7 +66,7 @@ DEFAULT_RULES = Rules()
 
 
 def partition_spec(
-    mesh: Mesh, logical_axes: LogicalAxes, shape: tuple[int, ...], rules: Rules = DEFAULT_RULES
+    mesh: Mesh | AbstractMesh, logical_axes: LogicalAxes, shape: tuple[int, ...], rules: Rules = DEFAULT_RULES
 ) -> PartitionSpec:
     """The mesh axes that split each dimension of an array of `shape`.
 
@@ -141,13 +141,15 @@ def _axes_in(spec: PartitionSpec) -> set[str]:
 
 
 def named_sharding(
-    mesh: Mesh, logical_axes: LogicalAxes, shape: tuple[int, ...], rules: Rules = DEFAULT_RULES
+    mesh: Mesh | AbstractMesh, logical_axes: LogicalAxes, shape: tuple[int, ...], rules: Rules = DEFAULT_RULES
 ) -> NamedSharding:
     """The sharding on `mesh` of an array whose dimensions are `logical_axes`; see `partition_spec`."""
     return NamedSharding(mesh, partition_spec(mesh, logical_axes, shape, rules))
 
 
-def constrain(x: Array, logical_axes: LogicalAxes, mesh: Mesh | None, rules: Rules = DEFAULT_RULES) -> Array:
+def constrain(
+    x: Array, logical_axes: LogicalAxes, mesh: Mesh | AbstractMesh | None, rules: Rules = DEFAULT_RULES
+) -> Array:
     """`x`, laid out by its logical axes; `x` itself when `mesh` is None or inside `jax.shard_map`.
 
     On Auto axes this is a constraint for the compiler; on Explicit axes it reshards, since there the layout is part

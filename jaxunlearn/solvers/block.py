@@ -9,6 +9,8 @@ The algebra that Krylov bases and sketches need, written so that a leaf sharded 
 An `einsum` over all axes of a leaf would flatten it, which gathers it whole onto every device.
 """
 
+from typing import TypeAlias
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
@@ -16,7 +18,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxunlearn import tree
 from jaxunlearn.sharding.regions import auto
 
-Block = PyTree[Float[Array, "k ..."]]
+Block: TypeAlias = PyTree[Float[Array, "k ..."]]
 
 
 def zeros(k: int, like: PyTree) -> Block:

@@ -28,8 +28,11 @@ RUNNING = int(Status.RUNNING)
 class SolverState(Protocol):
     """A NamedTuple of arrays (or `None`) that has at least these two fields."""
 
-    steps: Int[Array, ""]
-    status: Int[Array, ""]
+    @property
+    def steps(self) -> Int[Array, ""]: ...
+
+    @property
+    def status(self) -> Int[Array, ""]: ...
 
 
 State = TypeVar("State", bound=SolverState)

@@ -63,8 +63,8 @@ def load(folder: str | Path, params: Params) -> KroneckerFactors | KroneckerEige
     table = Table(tuple(_row(row) for row in about["table"]))
     if problems := array_folder.missing(folder, about) + differences(table, params):
         raise ValueError(f"{folder} does not fit:\n- " + "\n- ".join(problems))
-    settings = dict(about["settings"])
-    settings = RECIPES[settings.pop("recipe")](**settings)
+    fields = dict(about["settings"])
+    settings = RECIPES[fields.pop("recipe")](**fields)
     leaves = dict(paths_of(params))
     nested: dict[str, Any] = {}
     for key in about["files"]:
