@@ -24,12 +24,13 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from measure import markdown, samples, where
+from measure import markdown, where
 
 from jaxunlearn import models
 from jaxunlearn.data import Encoded
 from jaxunlearn.evals import score
 from jaxunlearn.evals.batching import bucketed
+from jaxunlearn.runs.throughput import samples
 
 
 def main() -> None:
@@ -140,7 +141,7 @@ def _arguments() -> argparse.Namespace:
         "rounds": 5,
     }.items():
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="see measure.samples")
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help="default wall")
     parser.add_argument("--json")
     return parser.parse_args()
 

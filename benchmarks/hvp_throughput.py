@@ -21,45 +21,25 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-from measure import markdown, samples, where
-from routes import REPEATED, SIZES, Problem, Program, ours, plain, problem
+from measure import markdown, where
+from routes import ours, plain, problem
 
-from jaxunlearn.sharding.program import matmul_flops
-
-
-class Row(NamedTuple):
-    """One line of the table; `error` instead of numbers where a route does not run."""
-
-    name: str
-    seconds: float | None = None
-    flops: float | None = None
-    temporaries: int | None = None
-    error: str | None = None
+from jaxunlearn.runs.throughput import REPEATED, SIZES, Problem, Row, built, ceiling, first_line, row_of, samples
 
 
 def measure(
     p: Problem, rounds: int, clock: Callable[[], float], torch: bool, only: list[str] | None, once: bool
 ) -> tuple[list[Row], dict, str]:
     """The rows of one size, every recorded second, and how far the products of torch are from ours."""
-    errors: dict[str, str] = {}
-    programs: dict[str, Program] = {}
     wanted = {
         name: build
         for name, build in (ours(p) | plain(p)).items()
         if (only is None or name == "gradient" or any(part in name for part in only))
         and not (once and f"each of {REPEATED}" in name)
     }
-    for name, build in wanted.items():
-        try:
-            programs[name] = build()
-            programs[name].run()
-        except Exception as error:
-            errors[name] = _first_line(error)
-            programs.pop(name, None)
+    programs, errors = built(wanted)
     runs: dict[str, Callable[[], object]] = {name: program.run for name, program in programs.items()}
     agreement = ""
     if torch:
@@ -73,7 +53,7 @@ def measure(
                 runs[name] = build()
                 first = runs[name]()
             except Exception as error:
-                errors[name] = _first_line(error)
+                errors[name] = first_line(error)
                 runs.pop(name, None)
                 continue
             if not name.endswith("gradient"):
@@ -90,10 +70,7 @@ def measure(
         if name in errors:
             rows.append(Row(name, error=errors[name]))
         elif name in programs:
-            compiled, count = programs[name].compiled, programs[name].products
-            flops = matmul_flops(compiled)
-            temporaries = compiled.memory_analysis().temp_size_in_bytes
-            rows.append(Row(name, statistics.median(seconds[name]) / count, flops and flops / count, temporaries))
+            rows.append(row_of(name, programs[name], seconds[name]))
         else:
             rows.append(Row(name, statistics.median(seconds[name])))
     return rows, seconds, agreement
@@ -122,21 +99,8 @@ def table(rows: list[Row], tokens: int) -> str:
     return markdown(head, lines)
 
 
-def ceiling(dtype: str, clock: Callable[[], float], rounds: int = 7) -> float:
-    """FLOPs a second of one large matrix product: the best that this device does here."""
-    n = 8192 if jax.default_backend() != "cpu" else 1024
-    a = jnp.ones((n, n), dtype)
-    dot = jax.jit(lambda a: a @ a)
-    return 2.0 * n**3 / min(samples({"dot": lambda: jax.block_until_ready(dot(a))}, rounds, clock)["dot"])
-
-
 def _ratio(value: float | None, unit: float | None) -> str:
     return "" if value is None or not unit else f"{value / unit:.2f}"
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:120].replace("|", "/")
 
 
 def main() -> None:

@@ -1,9 +1,8 @@
-"""What the benchmarks share: where a number was measured, timing side by side, and a Markdown table."""
+"""What the benchmarks share: where a number was measured, and a Markdown table."""
 
 import os
 import platform
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,31 +15,6 @@ def where() -> str:
         f"{cores} cores, {_processor()}, {platform.system()}, {load} before the start; "
         f"Python {platform.python_version()}; {datetime.now(UTC):%Y-%m-%d}"
     )
-
-
-def samples(
-    runs: Mapping[str, Callable[[], object]],
-    rounds: int,
-    clock: Callable[[], float] = time.perf_counter,
-    pause: float = 0.0,
-) -> dict[str, list[float]]:
-    """Seconds of every call, each function once a round, so that a busy moment of the machine hits them alike.
-
-    Args:
-        runs: blocking calls by name, each of which has been called before.
-        rounds: recorded calls of each.
-        clock: `time.perf_counter`, or `time.process_time`, which counts no time in which the machine served others.
-        pause: seconds of rest before each call. OpenMP's threads go on spinning for a while after a call, and would
-            take the cores from whatever is measured next.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            time.sleep(pause)
-            start = clock()
-            run()
-            seconds[name].append(clock() - start)
-    return seconds
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

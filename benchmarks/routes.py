@@ -2,88 +2,42 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxunlearn import curvature, losses, models, tree
 from jaxunlearn.models.functional import as_model
+from jaxunlearn.runs.throughput import (
+    REPEATED,
+    Problem,
+    Program,
+    config_of,
+    gradient,
+    once,
+    problem_on,
+    program_of,
+    repeated,
+)
 from jaxunlearn.types import Model, Params, TokenBatch
 
-REPEATED = 10
 # Longest side with a full Kronecker factor: without and with the vocabulary of the sizes below 28M.
 SIDES = (2047, 8192)
-SIZES = {
-    "1M": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 4, "vocab_size": 2048},
-    "7M": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 8, "vocab_size": 4096},
-    "28M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8, "vocab_size": 8192},
-    "1B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 32768},
-}
-HEADS = {"1M": 4, "7M": 4, "28M": 8, "1B": 32}
-
-
-class Problem(NamedTuple):
-    """A decoder, a batch on which every token but the first carries loss, and a random direction."""
-
-    config: models.DecoderConfig
-    model: Model
-    params: Params
-    batch: TokenBatch
-    vector: Params
-
-
-class Program(NamedTuple):
-    """A compiled program, its arguments, and how many products one call makes."""
-
-    compiled: Any
-    arguments: tuple
-    products: int = 1
-
-    def run(self) -> Any:
-        return jax.block_until_ready(self.compiled(*self.arguments))
 
 
 def problem(size: str, batch: int, length: int, dtype: str, remat: str) -> Problem:
-    config = models.DecoderConfig(
-        **SIZES[size],
-        num_attention_heads=HEADS[size],
-        num_key_value_heads=HEADS[size] // 2,
-        max_position_embeddings=max(length, 128),
-        tie_word_embeddings=True,
-    )
-    weights, tokens, direction = jax.random.split(jax.random.key(0), 3)
-    model, params = models.init(config, weights, remat=remat, dtype=jnp.dtype(dtype))
-    shape = (batch, length)
-    data = TokenBatch(jax.random.randint(tokens, shape, 0, config.vocab_size), jnp.ones(shape).at[:, 0].set(0.0))
-    return Problem(config, model, params, data, tree.normal_like(direction, params))
-
-
-def gradient(model: Model, params: Params, batch: TokenBatch) -> Params:
-    return jax.grad(lambda p: _mean(losses.nll(model, p, batch)))(params)
-
-
-def repeated(recipe: Callable) -> Callable:
-    """`REPEATED` products of one operator in a loop, as a solver makes them."""
-
-    def products(model: Model, params: Params, batch: TokenBatch, v: Params) -> Params:
-        A = recipe(model, params, batch)
-        return jax.lax.fori_loop(0, REPEATED, lambda _, x: tree.scale(1e-3, A(x)), v)
-
-    return products
-
-
-def once(recipe: Callable) -> Callable:
-    return lambda model, params, batch, v: recipe(model, params, batch)(v)
+    """A decoder of random weights, and random tokens."""
+    config = config_of(size, length)
+    model, params = models.init(config, jax.random.key(0), remat=remat, dtype=jnp.dtype(dtype))
+    return problem_on(config, model, params, batch, length)
 
 
 def ours(p: Problem) -> dict[str, Callable[[], Program]]:
     """Name -> how to compile it; the gradient first."""
-    point = (p.params, p.batch, p.vector)
 
     def product(function: Callable, products: int = 1, model: Model = p.model) -> Callable[[], Program]:
-        compiled = jax.jit(function, static_argnums=0).lower
-        return lambda: Program(compiled(model, *point).compile(), point, products)
+        return lambda: program_of(function, p, products, model)
 
     def on(function: Callable, *arguments: Any) -> Callable[[], Program]:
         return lambda: Program(jax.jit(function).lower(*arguments).compile(), arguments)

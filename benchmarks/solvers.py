@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from measure import markdown, samples, where
+from measure import markdown, where
 
 from jaxunlearn import data, losses, models, solvers, tree
 from jaxunlearn.curvature import EKFAC, KFAC, EmpiricalFisher, GaussNewton, GaussNewtonBartlett, Hessian
 from jaxunlearn.operators import LinearOperator
 from jaxunlearn.runs.fit import fit
+from jaxunlearn.runs.throughput import samples
 from jaxunlearn.types import Model, Params, TokenBatch
 
 BUDGETS = (5, 10, 20, 40, 80)

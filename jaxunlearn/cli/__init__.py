@@ -13,8 +13,11 @@ COMMANDS = {
     "evaluate": "compare a model with the one before and with one retrained without the forget set",
     "compare": "compare two result files, ours or published ones: Forget Quality, Model Utility, every metric",
     "attack": "stress-test forgetting: membership, relearning, rounding, probes; says what came back",
+    "report": "write one page on an unlearned model: verdict, evidence, and what was not measured",
     "canary": "insert made-up secrets into training records, or score how exposed they are",
+    "spectrum": "draw the curvature's eigenvalues, and what a Newton step does under every damping",
     "plan": "compile a step for TPUs you do not have: does it fit, what is sent, what bounds its time",
+    "bench": "measure curvature products a second here, against a gradient and the device's best",
     "doctor": "report versions, devices and settings, and check that products come out right here",
     "methods": "list the unlearning methods, what they need, and their options",
 }

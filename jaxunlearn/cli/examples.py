@@ -27,6 +27,10 @@ EXAMPLES = {
         "jaxunlearn attack --model forgotten --forget forget.jsonl --retain retain.jsonl --holdout unseen.jsonl",
         "jaxunlearn attack --model forgotten --forget forget.jsonl --only quantisation --only lens --out attack.json",
     ),
+    "report": (
+        "jaxunlearn report forgotten --evaluation numbers.json --seed-floor floor.json",
+        "jaxunlearn report forgotten --compare npo.json --compare rmu.json --show-text --out page.html",
+    ),
     "canary insert": (
         'jaxunlearn canary insert --data all.jsonl --template "My code is {digits:6}" --out with.jsonl --key key.jsonl',
         'jaxunlearn canary insert --data all.jsonl --template "Call {digits:7}" --copies 1 --copies 8 --out with.jsonl '
@@ -36,9 +40,18 @@ EXAMPLES = {
         "jaxunlearn canary score --model tuned --key key.jsonl",
         "jaxunlearn canary score --model forgotten --key key.jsonl --method sampled --out exposure.json",
     ),
+    "spectrum": (
+        "jaxunlearn spectrum --model tuned --forget forget.jsonl --retain retain.jsonl --out spectrum",
+        "jaxunlearn spectrum --model tuned --forget forget.jsonl --retain retain.jsonl --out hessian "
+        "--curvature hessian --steps 80 --option max_kl=1e-4",
+    ),
     "plan": (
         "jaxunlearn plan --model llama-3-8b --topology v5e:8x8",
         "jaxunlearn plan --model tuned --topology v5p:2x2x2 --method npo --program step --smallest",
+    ),
+    "bench": (
+        "jaxunlearn bench --size 1M",
+        "jaxunlearn bench --model tuned --curvature gauss-newton --batch 8 --length 512 --out bench.json",
     ),
     "doctor": ("jaxunlearn doctor", "jaxunlearn doctor --check False"),
     "methods": ("jaxunlearn methods", "jaxunlearn methods newton_removal"),

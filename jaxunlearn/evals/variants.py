@@ -38,6 +38,7 @@ def variants(
     stand_in: bool = False,
     template: Template | None = None,
     max_length: int | None = None,
+    truncate: bool = False,
 ) -> Variants | str:
     """The other answers of every example, or in words why there are none.
 
@@ -47,6 +48,7 @@ def variants(
         stand_in: let the plain answer be the paraphrase where a record has none.
         template: the template they were encoded with.
         max_length: the model's context, tokens; longer variants are an error that names the record.
+        truncate: cut longer variants instead.
     """
     records = [example.record for example in examples]
     whole = [r for r in records if getattr(r, "kind", None) not in ("question", "prompt")]
@@ -60,7 +62,7 @@ def variants(
     right = [] if stand_in else [_with(r, "paraphrased_answer", r.raw["paraphrased_answer"]) for r in records]
     wrong = [[_with(r, "perturbed_answer", text) for text in _texts(r.raw["perturbed_answer"])] for r in records]
     flat = right + [record for row in wrong for record in row]
-    encoded = encode(flat, tokenizer, max_length=max_length or _UNLIMITED, template=template)
+    encoded = encode(flat, tokenizer, max_length=max_length or _UNLIMITED, template=template, truncate=truncate)
     return Variants(encoded, stand_in, [len(row) for row in wrong])
 
 

@@ -1,7 +1,9 @@
-"""Showing what was measured: tables for the terminal and Markdown, two pictures, and one self-contained page."""
+"""Showing what was measured: tables for the terminal and Markdown, pictures, and one self-contained page."""
 
+from jaxunlearn.reports.evidence import Evidence, verdict_of, write_report
+from jaxunlearn.reports.figures import Figure, plane_points
 from jaxunlearn.reports.layout import Cell, Layout, Row, lay_out, number
-from jaxunlearn.reports.page import Answer, Figure, write_page
+from jaxunlearn.reports.page import Answer, Gap, Identity, write_page
 from jaxunlearn.reports.plots import Point, curves, forget_keep_plane
 from jaxunlearn.reports.table import side_by_side, to_markdown
 from jaxunlearn.reports.verdict import Verdict, judge
@@ -9,7 +11,10 @@ from jaxunlearn.reports.verdict import Verdict, judge
 __all__ = [
     "Answer",
     "Cell",
+    "Evidence",
     "Figure",
+    "Gap",
+    "Identity",
     "Layout",
     "Point",
     "Row",
@@ -19,7 +24,10 @@ __all__ = [
     "judge",
     "lay_out",
     "number",
+    "plane_points",
     "side_by_side",
     "to_markdown",
+    "verdict_of",
     "write_page",
+    "write_report",
 ]

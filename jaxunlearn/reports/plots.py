@@ -25,6 +25,7 @@ COLOURS = {
     "retrained": PALETTE["green"],
 }
 MARKERS = {"before": "s", "method": "o", "lead": "D", "retrained": "*"}
+_LEGEND_COLUMNS = 4
 _SERIES = tuple(PALETTE.values())
 
 
@@ -97,6 +98,7 @@ def curves(
     path: str | Path | None = None,
     *,
     targets: Mapping[str, float] | None = None,
+    target_label: str = "retrained",
     titles: Mapping[str, str] | None = None,
     format: Literal["svg", "png"] = "svg",
 ) -> bytes:
@@ -106,7 +108,8 @@ def curves(
         history: run name to its steps, each `{"step": 3, "forget_loss": 1.2, "retain_loss": .1, "kl": .01, ...}`;
             a quantity a run lacks is left out of its line. "step" defaults to the position.
         path: also write the picture there (a new file).
-        targets: value of a quantity for the retrained model, drawn as a dashed line.
+        targets: a value of a quantity worth comparing with, drawn as a dashed line.
+        target_label: what that value is, such as "retrained" for the retrained model's.
         titles: panel titles by quantity; default its name with spaces.
         format: "svg" or "png".
 
@@ -122,7 +125,8 @@ def curves(
         raise ValueError("the history holds no step with a value to draw")
     across = min(3, len(names))
     down = -(-len(names) // across)
-    figure, axes = sheet(down, across, (9.0, 2.7 * down + (0.4 if len(history) > 1 else 0.0)))
+    legend_rows = -(-len(history) // _LEGEND_COLUMNS) if len(history) > 1 else 0
+    figure, axes = sheet(down, across, (9.0, 2.7 * down + 0.27 * legend_rows))
     for ax, name in zip(axes, names, strict=False):
         for index, (run, steps) in enumerate(history.items()):
             at = [step.get("step", i) for i, step in enumerate(steps) if name in step]
@@ -133,7 +137,7 @@ def curves(
         if targets and name in targets:
             ax.axhline(targets[name], color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.7)
             ax.annotate(
-                "retrained",
+                target_label,
                 (1, targets[name]),
                 xycoords=("axes fraction", "data"),
                 xytext=(-3, 3),
@@ -151,11 +155,11 @@ def curves(
     top = 1.0
     if len(history) > 1:
         legend = figure.legend(
-            axes[0].get_lines()[: len(history)], list(history), ncols=4, frameon=False, loc="upper left"
+            axes[0].get_lines()[: len(history)], list(history), ncols=_LEGEND_COLUMNS, frameon=False, loc="upper left"
         )
         for text in legend.get_texts():
             text.set(parse_math=False, color=INK)
-        top = 1 - 0.34 / figure.get_figheight()
+        top = 1 - (0.1 + 0.24 * legend_rows) / figure.get_figheight()
     figure.tight_layout(rect=(0, 0, 1, top))
     return deliver(figure, path, format)
 

@@ -4,15 +4,18 @@
 (the seed floor). *Kept*: of the answers to be kept it would write at most `tolerance` fewer tokens than before. A
 model that is too far away may err on either side, so the sentence says which: it still knows, or it was pushed past
 the retrained model, which an outsider can notice as well. *Recognised*: the interval of the loss attack's AUC leaves
-out the retrained model's; to answer like the retrained model on average is then no full success. Whatever number is
-missing leaves its question open; no headline is given for free.
+out the retrained model's, or a stress test found traces; to answer like the retrained model on average is then no full
+success. Whatever number is missing leaves its question open, and so do numbers that belong to another model or to other
+records (`unjudged`); no headline is given for free.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jaxunlearn.evals.result import Result, why_missing
 from jaxunlearn.reports.layout import number
+
+FEW = 30
 
 
 class Verdict(NamedTuple):
@@ -36,6 +39,7 @@ def judge(
     *,
     floor: Mapping[str, float] | None = None,
     tolerance: float = 0.01,
+    traces: Sequence[str] = (),
 ) -> Verdict:
     """The verdict on one unlearned model.
 
@@ -45,6 +49,7 @@ def judge(
         retrained: result of the retrained model, to tell too little forgetting from too much.
         floor: KL between two retrained seeds; `floor["forget_kl"]` is needed to judge forgetting.
         tolerance: share of retain tokens that may be lost.
+        traces: what stress tests found (`evals.attacks.findings`), one sentence a test.
 
     Example:
         >>> before, after = {"retain_exact_memorisation": {"agg_value": 1.0}}, {
@@ -72,7 +77,38 @@ def judge(
     if recognised and forgotten:
         headline = headline.removesuffix(".") + "; but an attack on its loss still recognises the forgotten texts."
         good = None if good else good
-    return Verdict(headline, (*on_forget, *on_attack, *on_retain), good)
+    elif traces and forgotten:
+        headline = headline.removesuffix(".") + "; but stress tests still find traces of it."
+        good = None if good else good
+    if traces:
+        found = f"{len(traces)} stress tests found" if len(traces) > 1 else "One stress test found"
+        on_attack = [*on_attack, f"{found} traces of what was to be forgotten; they are listed below."]
+    return Verdict(headline, (*on_forget, *on_attack, *on_retain, *_few(after)), good)
+
+
+def unjudged(doubts: Sequence[str]) -> Verdict:
+    """The verdict where numbers are at hand that may not be about this model or this request: none.
+
+    Example:
+        >>> unjudged(["They were measured on other weights."]).headline
+        'Whether this model has forgotten is not judged: the numbers at hand may not be about it.'
+    """
+    headline = "Whether this model has forgotten is not judged: the numbers at hand may not be about it."
+    return Verdict(headline, (*doubts, "The numbers are shown below all the same."))
+
+
+def unmeasured(known: Sequence[str] = ()) -> Verdict:
+    """The verdict on a model nobody has measured: none; `known` are facts that a reader might take for one."""
+    return Verdict("Whether this model has forgotten has not been measured.", tuple(known))
+
+
+def _few(after: Result) -> list[str]:
+    """A warning where the sample is small; nothing where its size is not known."""
+    sizes = {
+        word: after.get(f"{part}_nll", {}).get("n") for part, word in (("forget", "forgotten"), ("retain", "kept"))
+    }
+    said = [f"{size} to be {word}" for word, size in sizes.items() if size and size < FEW]
+    return [f"Of records, only {' and '.join(said)} were measured: numbers on so few are rough."] if said else []
 
 
 def _forgotten(after: Result, retrained: Result | None, floor: float | None) -> tuple[bool | None, list[str]]:

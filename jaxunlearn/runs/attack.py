@@ -9,10 +9,10 @@ from jaxunlearn.evals.attacks.findings import findings
 from jaxunlearn.evals.attacks.stress import check_families, stress
 from jaxunlearn.evals.attacks.target import Doses, Target
 from jaxunlearn.runs import dry_run
-from jaxunlearn.runs import record as records
 from jaxunlearn.runs.evaluate import before
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.runs.record import provenance, refuse_files
 from jaxunlearn.runs.settings import Attack
 from jaxunlearn.types import Model
 
@@ -72,8 +72,8 @@ def attack(settings: Attack) -> dict[str, Result]:
                 )
         _tell(results, reporter)
         if settings.out is not None:
-            facts = {name: str(folder) for name, folder in folders.items()}
-            evals.write_result(settings.out, {"models": facts, "results": results})
+            facts = provenance(folders, {name: getattr(settings, name) for name in SETS})
+            evals.write_result(settings.out, {"command": "attack", **facts, "results": results})
             reporter.say(f"all numbers -> {settings.out}")
     return results
 
@@ -112,7 +112,7 @@ def _doses(settings: Attack, model: Model) -> Doses:
 
 
 def _check(settings: Attack) -> None:
-    records.refuse_files(out=settings.out)
+    refuse_files(out=settings.out)
     check_families(settings.only)
     for name, least in (("relearn_epochs", 1), ("group", 1), ("candidates", 2), ("gradients_at_once", 1),
                         ("batch_size", 1)):  # fmt: skip

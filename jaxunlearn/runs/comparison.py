@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxunlearn import data, evals, models, reports
 from jaxunlearn.evals import Result
 from jaxunlearn.runs import record as records
+from jaxunlearn.runs.evidence import certificate_facts
 from jaxunlearn.runs.forget import Forgotten
+from jaxunlearn.runs.unmeasured import unmeasured
 from jaxunlearn.types import Model, Params
 
 METRICS = (
@@ -24,7 +27,6 @@ METRICS = (
 )
 SHOWN_ANSWERS = 6
 NEW_TOKENS = 24
-_CURVES = {"forget_nll": "NLL on forget", "retain_nll": "NLL on retain", "retain_kl": "KL on retain, per step"}
 WIDE_ENOUGH = 130
 
 
@@ -100,13 +102,20 @@ def table(found: Comparison, width: int):
 
 
 def write(out: Path, found: Comparison) -> None:
-    """Numbers, table, picture, report page and three checkpoints (before, retrained, forgotten) into `out`."""
-    markdown = reports.to_markdown(found.columns, metrics=METRICS, floor=found.floor, extra=found.costs)
+    """Numbers, table, picture, report page and three checkpoints (before, retrained, forgotten) into `out`, which holds
+    the records in `data` already."""
+    columns = found.columns
+    markdown = reports.to_markdown(columns, metrics=METRICS, floor=found.floor, extra=found.costs)
     (out / "table.md").write_text(markdown, encoding="utf-8")
-    numbers = {"floor": found.floor, "costs": found.costs, "results": found.columns}
-    evals.write_result(out / "results.json", numbers)
+    points = reports.plane_points(columns, found.best)
+    bounds = found.floor["forget_kl"], found.floor["retain_kl"]
+    reports.forget_keep_plane(points, out / "plane.png", floor=bounds, format="png")
     _write_checkpoints(out, found)
-    _write_report(out, found)
+    folders = {name: (out / folder).resolve() for name, folder in _folders(found).items()}
+    numbers = {"floor": found.floor, "costs": found.costs, "results": columns}
+    facts = records.provenance(folders, _sources(out))
+    evals.write_result(out / "results.json", {"command": "demo", **facts, **numbers})
+    reports.write_report(out / "report.html", _evidence(out, found, facts))
 
 
 def write_rows(folder: Path, parts: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -117,68 +126,66 @@ def write_rows(folder: Path, parts: Mapping[str, Sequence[Mapping[str, Any]]]) -
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
+def _folders(found: Comparison) -> dict[str, str]:
+    """Column to the folder that its checkpoint is kept in."""
+    return {"before": "before", found.best: "forgotten", "retrained": "retrained"}
+
+
+def _sources(out: Path) -> dict[str, str]:
+    return {path.stem: str(path.resolve()) for path in sorted((out / "data").glob("*.jsonl"))}
+
+
 def _write_checkpoints(out: Path, found: Comparison) -> None:
-    best = found.outcomes[found.best].run
-    facts = {"method": found.best, "steps": len(best.history), "stopped": best.stopped, "history": best.history}
-    for name, params in (("before", found.before), ("retrained", found.retrained), ("forgotten", best.state.params)):
-        forgotten = name == "forgotten"
-        text = records.record(
-            "unlearn" if forgotten else "demo",
-            found.settings,
-            {"model": (out / "before").resolve()} if forgotten else {},
-            **(facts if forgotten else {}),
-        )
-        models.save(out / name, found.model, params, tokenizer=found.tokenizer, extra={records.FILE: text})
-
-
-def _write_report(out: Path, found: Comparison) -> None:
-    from jaxunlearn.certificate import describe
-
-    points = [
-        reports.Point(name, value(result, "forget_kl"), value(result, "retain_kl"), _kind(name, found.best))
-        for name, result in found.columns.items()
-        if name != "retrained"
-    ]
-    bounds = found.floor["forget_kl"], found.floor["retain_kl"]
-    reports.forget_keep_plane(points, out / "plane.png", floor=bounds, format="png")
-    history = {
-        name: [{"step": i, **{key: step[key] for key in _CURVES}} for i, step in enumerate(outcome.run.history, 1)]
-        for name, outcome in found.outcomes.items()
+    best = found.outcomes[found.best]
+    facts = {
+        "method": found.best,
+        "steps": len(best.run.history),
+        "stopped": best.run.stopped,
+        "products": best.run.products,
+        "seconds": round(best.seconds, 1),
+        "certificate": certificate_facts(best.run.info),
+        "history": best.run.history,
     }
-    figures = [
-        reports.Figure(
-            reports.forget_keep_plane(points, floor=bounds),
-            "Forgetting against keeping",
-            "Left is forgotten, down is kept; both are distances to the model retrained without the forget set. The "
-            "shaded corner is how far two retrained models lie apart.",
-            "; ".join(f"{p.label}: {p.x:.2f} on forget, {p.y:.3f} on retain" for p in points),
-        ),
-        reports.Figure(
-            reports.curves(history, titles=_CURVES),
-            "Step by step",
-            "Methods that ascend stop where the forget loss reaches that of people who do not exist.",
-            "Loss on forget and on retain, and KL on retain, by step for each method.",
-        ),
-    ]
-    info = found.outcomes[found.best].run.info
-    certificate = describe(info.certificate, info.curvature, info.noise).splitlines()
-    columns = found.columns
-    reports.write_page(
-        out / "report.html",
+
+    def about(written: Path, forgotten: bool) -> str:
+        inputs = {"model": (out / "before").resolve(), **_sources(out)} if forgotten else {}
+        told = facts if forgotten else {}
+        command = "unlearn" if forgotten else "demo"
+        return records.record(command, found.settings, inputs, weights=records.digest(written), **told)
+
+    trained = {"before": found.before, "retrained": found.retrained, "forgotten": best.run.state.params}
+    for name, params in trained.items():
+        extra = {records.FILE: partial(about, forgotten=name == "forgotten")}
+        models.save(out / name, found.model, params, tokenizer=found.tokenizer, extra=extra)
+
+
+def _evidence(out: Path, found: Comparison, facts: Mapping[str, Any]) -> reports.Evidence:
+    columns, record = found.columns, records.read_record(out / "forgotten")
+    written = {name: (facts["models"][name], facts["weights"][name]) for name in facts["models"]}
+    read = {name: (one["path"], one["sha256"]) for name, one in facts["inputs"].items()}
+    return reports.Evidence(
         title=found.title,
-        verdict=reports.judge(columns["before"], columns[found.best], columns["retrained"], floor=found.floor),
-        table=reports.lay_out(columns, metrics=METRICS, floor=found.floor, extra=found.costs),
-        figures=figures,
+        lead=found.best,
+        columns=columns,
+        about=[
+            f"{len(found.outcomes)} methods started from one model. This page is about {found.best}: the closest to "
+            "the retrained model of those that kept 99% of the rest, or else the one that kept most."
+        ],
+        metrics=METRICS,
+        floor=found.floor,
+        costs=found.costs,
+        history={name: outcome.run.history for name, outcome in found.outcomes.items()},
+        certificate=record["certificate"],
         answers=_answers(found),
-        certificate={f"last step, {i}": line for i, line in enumerate(certificate, start=1)},
+        texts=[f"{one.record.prompt} {one.record.completion}" for one in found.forget],
         config=found.settings,
         environment=records.environment(),
+        identities=[reports.Identity(name, *one, "written") for name, one in {**read, **written}.items()],
+        gaps=unmeasured(
+            out / "forgotten", record, columns, {}, found.floor, lead=found.best, retrained=str(out / "retrained")
+        ),
         notes=found.notes,
     )
-
-
-def _kind(name: str, best: str) -> str:
-    return "before" if name == "before" else "lead" if name == best else "method"
 
 
 def _answers(found: Comparison) -> list[reports.Answer]:

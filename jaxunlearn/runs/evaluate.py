@@ -42,8 +42,11 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
     mesh = settings.devices.make_mesh()
     work = None
     if settings.out is not None:
-        # The model before unlearning may be named by a record only.
-        known = {"the model before": records.digest(folders["before"])} if "before" in folders else {}
+        weights = {name: records.digest(folder) for name, folder in folders.items()}
+        known = {"model": weights["after"], "reference_model": weights.get("retrained")}
+        if "before" in weights:
+            # The model before unlearning may be named by a record only.
+            known["the model before" if settings.before_model is None else "before_model"] = weights["before"]
         work = Work("evaluate", settings, digests=known)
     with work or nullcontext(), Reporter() as reporter:
         if work is not None and work.resumed:
@@ -72,9 +75,10 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
         title = "Before, after and retrained" + (f", {settings.suite}" if settings.suite else "")
         reporter.console.print(side_by_side(results, title=title))
         if settings.out is not None:
-            facts = {name: str(folder) for name, folder in folders.items()}
+            sources = {name: getattr(settings, name) for name in ("forget", "retain", "holdout")}
+            facts = records.provenance(folders, sources, weights=weights)
             measured = {"suite": settings.suite, "data": list(settings.data)} if settings.suite else {}
-            about = {"command": "evaluate", "settings": plain_options(settings), "models": facts, **measured}
+            about = {"command": "evaluate", "settings": plain_options(settings), **facts, **measured}
             evals.write_result(settings.out, {**about, "results": results})
             reporter.say(f"all numbers -> {settings.out}")
     return results
@@ -85,7 +89,8 @@ def suites_of(settings: Evaluate, reads: Reader) -> Sequence[Suite]:
     if settings.suite is None:
         sets = {name: getattr(settings, name) for name in ("forget", "retain", "holdout")}
         encoded = {name: reads.read(source) for name, source in sets.items() if source}
-        options = {"new_tokens": settings.new_tokens, "template": settings.text.template}
+        text = {"template": settings.text.template, "truncate": settings.text.truncate}
+        options = {"new_tokens": settings.new_tokens, **text}
         return [tofu_suite(reads.tokenizer, **encoded, **options, max_length=reads.max_length)]
     given = {
         name: data.read(getattr(settings, name), fields=settings.text.fields)

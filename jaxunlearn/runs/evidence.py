@@ -9,6 +9,7 @@ from jaxunlearn.runs.forget import Forgotten
 from jaxunlearn.runs.references import Stored
 from jaxunlearn.runs.settings import Unlearn
 from jaxunlearn.sharding import on_host
+from jaxunlearn.unlearn import StepInfo
 
 STOPPED_BY = {
     "steps": "--steps",
@@ -20,11 +21,6 @@ STOPPED_BY = {
 
 def facts(method: Method, done: Forgotten, stored: Stored, stop: float | None, seconds: float) -> dict[str, Any]:
     """Numbers for the record: where the run began and ended, what it cost, its certificate, every step."""
-    info = on_host(done.info)
-    certificate = (
-        {} if info.certificate is None else {k: v for k, v in info.certificate._asdict().items() if v is not None}
-    )
-    solve = {} if info.curvature is None else info.curvature.solve._asdict() | {"damping": info.curvature.used_damping}
     return {
         "method": method.name,
         "steps": len(done.history),
@@ -33,9 +29,21 @@ def facts(method: Method, done: Forgotten, stored: Stored, stop: float | None, s
         "counterfactual_coverage": None if stored.covered is None else float(stored.covered.mean()),
         "products": done.products,
         "seconds": round(seconds, 1),
-        "certificate": certificate | solve,
+        "certificate": certificate_facts(done.info),
         "history": done.history,
     }
+
+
+def certificate_facts(info: StepInfo) -> dict[str, Any]:
+    """The certificate of a step with what its solves reported, flat; what the step did not have is left out."""
+    info = on_host(info)
+    found = {} if info.certificate is None else {k: v for k, v in info.certificate._asdict().items() if v is not None}
+    if info.curvature is not None:
+        found |= info.curvature.solve._asdict()
+        found |= {"damping": info.curvature.used_damping, "span_share": info.curvature.span_share}
+    if info.noise is not None:
+        found |= {"noise_status": info.noise.solve.status, "noise_residual": info.noise.solve.relative_residual}
+    return found
 
 
 def card(settings: Unlearn, forgotten: int, kept: int, certificate: str, done: Forgotten) -> str:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from jaxunlearn import models
-from jaxunlearn.data import steps_per_epoch
+from jaxunlearn.data import shapes_of, steps_per_epoch
 from jaxunlearn.files import require_room
 from jaxunlearn.models.saving import byte_size
 from jaxunlearn.runs import dry_run, requests
@@ -16,6 +16,7 @@ from jaxunlearn.runs.inputs import reader, rows_of
 from jaxunlearn.runs.privacy import card, guarantee, mechanism_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Finetune
+from jaxunlearn.runs.trackers import HISTORY
 from jaxunlearn.runs.work import Work, finished
 
 
@@ -52,7 +53,7 @@ def finetune(settings: Finetune) -> Path:
         dry_run.finetune(settings, encoded, rows, steps)
         return settings.out
     start = time.monotonic()
-    with work, Reporter() as reporter:
+    with work, Reporter.of(settings) as reporter:
         mesh = settings.devices.make_mesh()
         model, params = models.load(settings.model, mesh=mesh)
         rate = settings.learning_rate or min(3e-3, 0.2 / model.source.config.hidden_size)
@@ -69,7 +70,8 @@ def finetune(settings: Finetune) -> Path:
         if work.resumed:
             reporter.say(work.told())
         common = {"learning_rate": rate, "weight_decay": settings.weight_decay, "mesh": mesh}
-        with reporter.stage("fine-tuning", steps) as stage, work.checkpoints(reporter.say) as checkpoints:
+        staged = reporter.stage("fine-tuning", steps, tokens=settings.batch_size * shapes_of(rows)[0])
+        with staged as stage, work.checkpoints(reporter.say) as checkpoints:
             if mechanism is None:
                 done = fit(
                     model,
@@ -117,7 +119,11 @@ def finetune(settings: Finetune) -> Path:
             return records.record("finetune", settings, inputs, digests={"model": before}, **facts, **ledger)
 
         text = None if promised is None else card(Path(settings.model).name, promised, records.FILE)
-        extra = {records.FILE: content, records.CONFIG: records.configuration("finetune", settings)}
+        extra = {
+            records.FILE: content,
+            records.CONFIG: records.configuration("finetune", settings),
+            HISTORY: records.json_lines({"epoch": number, "loss": loss} for number, loss in enumerate(done.losses, 1)),
+        }
         models.save(settings.out, model, done.params, card=text, extra=extra, max_shard_size=settings.max_shard_size)
         reporter.say(
             f"loss {done.losses[-1]:.4f} nats per loss token after {len(done.losses)} epochs -> {settings.out}"

@@ -83,6 +83,17 @@ def make_method(name: str, options: Sequence[str] = ()) -> Method:
         >>> make_method("gauss_newton_ascent", ["max_kl=1e-4"]).name
         'gauss_newton_ascent'
     """
+    values = hyperparameters(name, options)
+    return CATALOGUE[name].make(**values)
+
+
+def hyperparameters(name: str, options: Sequence[str] = ()) -> dict[str, Any]:
+    """What `make_method` passes to the recipe, values by name; raises like it.
+
+    Example:
+        >>> hyperparameters("newton_removal", ["damping=0.1"])
+        {'max_kl': 0.001, 'damping': 0.1}
+    """
     require_method(name)
     recipe = CATALOGUE[name].make
     known = {p.name: p for p in inspect.signature(recipe).parameters.values() if p.name != "optimizer"}
@@ -100,7 +111,7 @@ def make_method(name: str, options: Sequence[str] = ()) -> Method:
     missing = [p.name for p in known.values() if p.default is p.empty and p.name not in values]
     if missing:
         raise ValueError(f"--method {name} needs a value for {', '.join(missing)}: add --option {missing[0]}=...")
-    return recipe(**values)
+    return values
 
 
 def require_method(name: str) -> None:

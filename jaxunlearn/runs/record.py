@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -88,15 +88,43 @@ def record(
         "command": command,
         "arguments": sys.argv[1:] if Path(sys.argv[0]).name.startswith("jaxunlearn") else None,
         "settings": asdict(settings) if is_dataclass(settings) else settings,
-        "inputs": {
-            name: {"path": str(path), "sha256": known[name] if name in known else digest(path)}
-            for name, path in inputs.items()
-            if path
-        },
+        "inputs": _named(inputs, known),
         "environment": environment(),
         **facts,
     }
     return json.dumps(content, indent=2, default=_plain) + "\n"
+
+
+def provenance(
+    models: Mapping[str, Path], sources: Mapping[str, str | None], *, weights: Mapping[str, str | None] | None = None
+) -> dict[str, Any]:
+    """What a result file says of its origin, so that a reader can tell which weights and records it is about.
+
+    Args:
+        models: column name to checkpoint folder.
+        sources: set name to its file, None where there is none.
+        weights: hashes by column, where they were taken already.
+    """
+    return {
+        "models": {name: str(folder) for name, folder in models.items()},
+        "weights": {name: digest(folder) for name, folder in models.items()} if weights is None else dict(weights),
+        "inputs": _named(sources, {}),
+    }
+
+
+def _named(
+    inputs: Mapping[str, str | Path | None], known: Mapping[str, str | None]
+) -> dict[str, dict[str, str | None]]:
+    return {
+        name: {"path": str(path), "sha256": known[name] if name in known else digest(path)}
+        for name, path in inputs.items()
+        if path
+    }
+
+
+def json_lines(entries: Iterable[Mapping[str, Any]]) -> str:
+    """One JSON object a line."""
+    return "".join(json.dumps(entry, default=_plain) + "\n" for entry in entries)
 
 
 def configuration(command: str, settings: Any) -> str:

@@ -15,10 +15,11 @@ from jaxunlearn.runs.budget import Form
 from jaxunlearn.runs.curvature import warn_if_moved
 from jaxunlearn.runs.fit import mean_nll
 from jaxunlearn.runs.forget import forget
-from jaxunlearn.runs.prepared import prepare, prompts_of
+from jaxunlearn.runs.prepared import batch_sizes, prepare, prompts_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.references import Stored, store
 from jaxunlearn.runs.settings import Unlearn
+from jaxunlearn.runs.trackers import HISTORY
 from jaxunlearn.runs.work import Work, finished
 from jaxunlearn.types import Model, Params
 
@@ -41,7 +42,7 @@ def unlearn(settings: Unlearn) -> Path:
         dry_run.unlearn(settings, ready)
         return settings.out
     start = time.monotonic()
-    with work, Reporter() as reporter:
+    with work, Reporter.of(settings) as reporter:
         if work.resumed:
             reporter.say(work.told())
         if method.factors is not None and (moved := warn_if_moved(method.factors, before)):
@@ -96,7 +97,11 @@ def unlearn(settings: Unlearn) -> Path:
             for rule in (*watching.goals, *watching.limits):
                 reporter.say("rule: " + " and ".join(map(str, rule)))
         steps = entry.steps if settings.steps is None else settings.steps
-        with reporter.stage(settings.method, steps) as stage, work.checkpoints(reporter.say) as checkpoints:
+        sizes = batch_sizes(settings, len(forget_set), len(retain_set))
+        sets = zip(sizes, (forget_set, retain_set), strict=True)
+        tokens = sum(size * data.shapes_of(some)[0] for size, some in sets)
+        staged = reporter.stage(settings.method, steps, tokens=tokens)
+        with staged as stage, work.checkpoints(reporter.say) as checkpoints:
             done = forget(
                 method, chosen.model, chosen.params, forget_set, retain_set, stored,
                 steps=steps,
@@ -151,7 +156,11 @@ def unlearn(settings: Unlearn) -> Path:
             )
 
         card = evidence.card(settings, len(forget_set), len(retain_set), certificate, done)
-        extra = {records.FILE: content, records.CONFIG: records.configuration("unlearn", settings)}
+        extra = {
+            records.FILE: content,
+            records.CONFIG: records.configuration("unlearn", settings),
+            HISTORY: records.json_lines({"step": number, **step} for number, step in enumerate(done.history, 1)),
+        }
         models.save(
             settings.out, chosen.model, done.state.whole(),
             card=card, extra=extra, max_shard_size=settings.max_shard_size,

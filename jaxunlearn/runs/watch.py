@@ -216,7 +216,8 @@ def _suites(
     left = [name for name in metrics if not any(name in rows for rows in _PUBLISHED.values())]
     memorised = [name for name in left if name in MEMORISATION_METRICS]
     if any(name not in MEMORISATION_METRICS for name in left):
-        suites.append(tofu_suite(reads.tokenizer, forget=forget, retain=retain, holdout=holdout, **_text(reads)))
+        sets = {"forget": forget, "retain": retain, "holdout": holdout}
+        suites.append(tofu_suite(reads.tokenizer, **sets, **_text(reads), truncate=reads.text.truncate))
     if memorised:
         options = {"forget": forget, "retain": retain, "max_length": reads.max_length}
         suite = memorisation_suite(reads.tokenizer, **options)
@@ -224,7 +225,7 @@ def _suites(
         suites.append(suite if asked else dataclasses.replace(suite, pairs="not asked for"))
     for name, rows in _PUBLISHED.items():
         if any(metric in rows for metric in metrics):
-            sources = Sources(data=settings.evaluate_data, limit=settings.evaluate_limit)
+            sources = Sources(data=settings.evaluate_data, limit=settings.evaluate_limit, truncate=reads.text.truncate)
             suites += evals.build(name, sources, reads.tokenizer, **_text(reads))
     measured = {name for suite in suites for name in suite.rows}
     unknown = [name for name in metrics if name not in measured]

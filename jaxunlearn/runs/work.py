@@ -32,7 +32,7 @@ from jaxunlearn.sharding import largest
 Value = TypeVar("Value")
 FORMAT = "jaxunlearn unfinished run"
 _DATA = (".json", ".jsonl", ".parquet", ".csv", ".txt")
-_FREE = ("out", "dry_run", "devices", "checkpoints", "max_shard_size")
+_FREE = ("out", "dry_run", "devices", "checkpoints", "tracking", "max_shard_size")
 
 
 class Work:

@@ -30,9 +30,10 @@ from jaxunlearn.solvers.matrix_power import Lanczos
 from jaxunlearn.solvers.minres import MINRES
 from jaxunlearn.solvers.neumann import Neumann
 from jaxunlearn.solvers.nystrom import NystromApproximation, NystromCG, nystrom
+from jaxunlearn.solvers.outliers import Outliers, outliers
 from jaxunlearn.solvers.protocol import IterativeSolver, drive
 from jaxunlearn.solvers.ritz import ritz_values
-from jaxunlearn.solvers.spectral_density import Spectrum, density, log_determinant, slq, trace_of
+from jaxunlearn.solvers.spectral_density import Spectrum, density, log_determinant, quadrature, slq, trace_of
 from jaxunlearn.solvers.state_file import fingerprint, load_state, save_state
 from jaxunlearn.solvers.status import SolveInfo, Status
 from jaxunlearn.solvers.tridiagonal import Tridiagonalization
@@ -52,6 +53,7 @@ __all__ = [
     "Neumann",
     "NystromApproximation",
     "NystromCG",
+    "Outliers",
     "SampledOperator",
     "SecularInfo",
     "SolveInfo",
@@ -69,6 +71,8 @@ __all__ = [
     "log_determinant",
     "matrix_function",
     "nystrom",
+    "outliers",
+    "quadrature",
     "ritz_values",
     "sampled",
     "save_state",

@@ -29,6 +29,9 @@ from jaxunlearn.solvers.estimates import Estimate, mean, unknowns
 from jaxunlearn.solvers.lanczos import lanczos
 from jaxunlearn.solvers.tridiagonal import ritz
 
+ROUNDINGS = 16
+"""Rounding units of the largest eigenvalue that a node is off by, at least: sums in products are long."""
+
 
 class Spectrum(NamedTuple):
     """One Gauss quadrature of the spectrum a probe.
@@ -37,11 +40,14 @@ class Spectrum(NamedTuple):
         nodes: Ritz values, ascending, shape [probes, steps].
         weights: their shares of the spectrum, each row sums to 1, shape [probes, steps].
         unknowns: n, the number of eigenvalues, as a float.
+        errors: of each node, no farther than which there is an eigenvalue: `||r|| |S_ki|`, and never below the rounding
+            of products; infinite for the nodes that pad an exhausted run. Shape [probes, steps], or None.
     """
 
     nodes: Float[Array, "probes steps"]
     weights: Float[Array, "probes steps"]
     unknowns: Float[Array, ""]
+    errors: Float[Array, "probes steps"] | None = None
 
 
 def slq(A: LinearOperator, key: Array, steps: int = 40, probes: int = 8) -> Spectrum:
@@ -63,13 +69,25 @@ def slq(A: LinearOperator, key: Array, steps: int = 40, probes: int = 8) -> Spec
     """
     if probes < 2:
         raise ValueError(f"slq(probes={probes}): a standard error needs at least 2 probes")
+    rules = jax.lax.map(lambda k: quadrature(A, k, steps), jax.random.split(key, probes))
+    return rules._replace(unknowns=rules.unknowns[0])
 
-    def one(k: Array) -> tuple[Array, Array]:
-        theta, S = ritz(lanczos(A, tree.rademacher_like(k, A.like), steps))
-        return theta, S[0] ** 2
 
-    nodes, weights = jax.lax.map(one, jax.random.split(key, probes))
-    return Spectrum(nodes, weights, jnp.asarray(float(unknowns(A.like)), nodes.dtype))
+def quadrature(A: LinearOperator, key: Array, steps: int = 40) -> Spectrum:
+    """The Gauss quadrature of one probe: `slq` without its leading axis, for a host that shows how far it has come.
+
+    Example:
+        >>> A = LinearOperator(lambda v: jnp.array([1.0, 2.0, 4.0]) * v, like=jnp.zeros(3))
+        >>> quadrature(A, jax.random.key(0), steps=3).nodes.round(4).tolist()
+        [1.0, 2.0, 4.0]
+    """
+    T = lanczos(A, tree.rademacher_like(key, A.like), steps)
+    theta, S = ritz(T)
+    bound = T.residual_norm * jnp.abs(S[jnp.maximum(T.steps - 1, 0)])
+    rounding = ROUNDINGS * jnp.finfo(theta.dtype).eps * jnp.max(jnp.abs(theta))
+    reached = jnp.sum(jnp.where(jnp.arange(steps)[:, None] < T.steps, S**2, 0.0), axis=0) > 0.5
+    errors = jnp.where(reached, jnp.maximum(bound, rounding), jnp.inf)
+    return Spectrum(theta, S[0] ** 2, jnp.asarray(float(unknowns(A.like)), theta.dtype), errors)
 
 
 def trace_of(spectrum: Spectrum, f: Callable[[Array], Array]) -> Estimate:

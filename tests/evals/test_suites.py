@@ -216,6 +216,16 @@ class Capitals:
 TOKENIZER_WITH_CAPITALS = Capitals()
 
 
+def test_other_answers_that_are_too_long_are_cut_where_records_are():
+    forget = encoded(5, 0)
+    found = tofu_suite(TOKENIZER, forget=forget, max_length=LENGTH).variants["forget"].encoded
+    limit = max(len(one.tokens) for one in found) - 1
+    with pytest.raises(ValueError, match="pass --truncate"):
+        tofu_suite(TOKENIZER, forget=forget, max_length=limit)
+    cut = tofu_suite(TOKENIZER, forget=forget, max_length=limit, truncate=True).variants["forget"].encoded
+    assert [len(one.tokens) for one in cut] == [min(len(one.tokens), limit) for one in found]
+
+
 def test_shared_texts_are_scored_once_and_shared_prompts_continued_once(suites, monkeypatch):
     scored, asked = [], []
 

@@ -66,3 +66,10 @@ def test_a_recognised_forget_set_is_no_full_success():
     hidden = judge(BEFORE, measured(0.6, 0.5, 0.7, **values), retrained, floor=FLOOR)
     assert hidden.good is True
     assert "recognises" not in hidden.headline
+
+
+def test_few_records_are_said_to_be_few():
+    few = {"forget_nll": {"agg_value": 1.0, "n": 3}, "retain_nll": {"agg_value": 1.0, "n": 29}}
+    assert "only 3 to be forgotten and 29 to be kept were measured" in judge({}, few).sentences[-1]
+    many = {"forget_nll": {"agg_value": 1.0, "n": 30}}
+    assert not [sentence for sentence in judge({}, many).sentences if "rough" in sentence]

@@ -150,6 +150,13 @@ def test_evaluation_shows_before_after_and_retrained(pipeline, world, tmp_path, 
     assert main(argv) == 2
     assert "exists already" in capsys.readouterr().err
     assert json.loads(out.read_text()) == found
+    page = tmp_path / "page.html"
+    told = ["--evaluation", str(out), "--seed-floor", str(out), "--seed-floor-column", "before", "--out", str(page)]
+    assert main(["report", str(pipeline.forgotten["npo"]), *told]) == 0
+    assert "not judged" not in capsys.readouterr().out
+    shown = page.read_text()
+    assert found["weights"]["after"] in shown
+    assert not [row["answer"] for row in world.rows.forget + world.rows.retain if row["answer"] in shown]
 
 
 def test_a_given_place_to_stop_stops_the_run(pipeline, world, tmp_path, alone):

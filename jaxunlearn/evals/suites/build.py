@@ -84,7 +84,8 @@ def build(
     suites: list[Suite] = []
     if tofu is not None and name in ("tofu", "all"):
         sets = {part: enc(getattr(tofu, part)) for part in ("forget", "retain", "authors", "world", "holdout")}
-        suites.append(tofu_suite(tokenizer, **sets, new_tokens=new_tokens, template=template, max_length=max_length))
+        how = {"new_tokens": new_tokens, "template": template, "max_length": max_length, "truncate": sources.truncate}
+        suites.append(tofu_suite(tokenizer, **sets, **how))
     if muse is not None and name in ("muse", "all"):
         cut = muse._replace(
             **{part: rows[: sources.limit] for part, rows in muse._asdict().items() if "icl" not in part}

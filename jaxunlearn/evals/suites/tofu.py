@@ -78,18 +78,18 @@ def tofu_suite(
     new_tokens: int = 64,
     template: Template | None = None,
     max_length: int | None = None,
+    truncate: bool = False,
     **sets: Sequence[Encoded] | None,
 ) -> Tofu:
     """The suite over `forget`, `retain`, `authors` and `world`; their variants come from the records' raw fields.
 
     Errors:
-        ValueError: a variant longer than `max_length`.
+        ValueError: a variant longer than `max_length`, unless `truncate` cuts it there.
     """
     given = {name: examples for name, examples in sets.items() if examples}
+    how: dict[str, Any] = {"template": template, "max_length": max_length, "truncate": truncate}
     other = {
-        name: variants(
-            examples, tokenizer, stand_in=name in ("authors", "world"), template=template, max_length=max_length
-        )
+        name: variants(examples, tokenizer, stand_in=name in ("authors", "world"), **how)
         for name, examples in given.items()
     }
     return Tofu(given, other, holdout or (), new_tokens, max_length)

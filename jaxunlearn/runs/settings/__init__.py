@@ -3,11 +3,15 @@
 from jaxunlearn.runs.settings.durability import Checkpoints
 from jaxunlearn.runs.settings.evaluation import Attack, CanaryInsert, CanaryScore, Compare, Evaluate
 from jaxunlearn.runs.settings.groups import Devices, Private, Text, Trainable, Watching
+from jaxunlearn.runs.settings.inspection import Bench, Spectrum
+from jaxunlearn.runs.settings.reporting import Report
 from jaxunlearn.runs.settings.tools import Demo, Doctor, Plan
+from jaxunlearn.runs.settings.tracking import Tracking
 from jaxunlearn.runs.settings.training import Finetune, StoreCurvature, Unlearn
 
 __all__ = [
     "Attack",
+    "Bench",
     "CanaryInsert",
     "CanaryScore",
     "Checkpoints",
@@ -19,8 +23,11 @@ __all__ = [
     "Finetune",
     "Plan",
     "Private",
+    "Report",
+    "Spectrum",
     "StoreCurvature",
     "Text",
+    "Tracking",
     "Trainable",
     "Unlearn",
     "Watching",
