@@ -12,7 +12,7 @@ from jaxunlearn.runs import dry_run
 from jaxunlearn.runs.evaluate import before
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.record import provenance, refuse_files
+from jaxunlearn.runs.record import provenance, refuse_files, write_options
 from jaxunlearn.runs.settings import Attack
 from jaxunlearn.types import Model
 
@@ -74,6 +74,7 @@ def attack(settings: Attack) -> dict[str, Result]:
         if settings.out is not None:
             facts = provenance(folders, {name: getattr(settings, name) for name in SETS})
             evals.write_result(settings.out, {"command": "attack", **facts, "results": results})
+            write_options(settings.out, "attack", settings)
             reporter.say(f"all numbers -> {settings.out}")
     return results
 

@@ -102,6 +102,7 @@ def bench(settings: Bench) -> list[Row]:
             }  # fmt: skip
             text = records.record("bench", settings, {"model": settings.model}, **facts)
             write_new(settings.out, text.encode())
+            records.write_options(settings.out, "bench", settings)
             reporter.say(f"all numbers -> {settings.out}")
     return rows
 

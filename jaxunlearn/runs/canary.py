@@ -49,6 +49,7 @@ def insert(settings: CanaryInsert) -> list[Canary]:
     with new_file(settings.key) as key_file, new_file(settings.out) as out:
         key_file.write_text(_lines(key_rows(key, fields)), encoding="utf-8")
         out.write_text(_lines(rows), encoding="utf-8")
+    records.write_options(settings.out, "canary insert", settings)
     with Reporter() as reporter:
         copies = sum(one.copies for one in key)
         reporter.say(f"{len(read)} records and {len(key)} canaries, {copies} copies in all -> {settings.out}")
@@ -90,6 +91,7 @@ def score(settings: CanaryScore) -> Measure:
         measure = exposure_measure(key, found, settings.seed)
         if settings.out is not None:
             write_result(settings.out, {"canary_exposure": measure})
+            records.write_options(settings.out, "canary score", settings)
             reporter.say(f"all numbers -> {settings.out}")
     return measure
 

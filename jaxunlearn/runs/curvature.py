@@ -86,6 +86,7 @@ def store_curvature(settings: StoreCurvature) -> Path:
         inputs = {"model": settings.model, **{f"data_{i}": path for i, path in enumerate(settings.data)}}
         text = records.record("curvature", settings, inputs, digests={"model": facts["weights"]}, **facts)
         write_new(settings.out / records.FILE, text.encode())
+        write_new(settings.out / records.CONFIG, records.configuration("curvature", settings).encode())
         size = sum(file.stat().st_size for file in settings.out.glob("*.safetensors"))
         reporter.say(f"{settings.kind} of {len(encoded)} records, {size / 2**20:.1f} MiB -> {settings.out}")
     return settings.out

@@ -80,6 +80,7 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
             measured = {"suite": settings.suite, "data": list(settings.data)} if settings.suite else {}
             about = {"command": "evaluate", "settings": plain_options(settings), **facts, **measured}
             evals.write_result(settings.out, {**about, "results": results})
+            records.write_options(settings.out, "evaluate", settings)
             reporter.say(f"all numbers -> {settings.out}")
     return results
 

@@ -102,6 +102,7 @@ def plan(settings: Plan) -> list[Estimate]:
             reporter.say(f"smallest grid that fits {found[-1].program}: {least or f'none up to {topology}'}")
         if settings.out is not None:
             write_new(settings.out, markdown(found).encode())
+            records.write_options(settings.out, "plan", settings)
             reporter.say(f"table -> {settings.out}")
     return found
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.files import require_room
+from jaxunlearn.files import require_room, write_new
 from jaxunlearn.version import __version__
 
 FILE = "jaxunlearn.json"
@@ -29,9 +29,14 @@ def refuse_existing(out: Path) -> None:
 def refuse_files(**outputs: Path | None) -> None:
     """Raise before anything starts when an output file exists or cannot be made.
 
-    Each is named by its flag: `refuse_files(out=settings.out)`.
+    Each is named by its flag: `refuse_files(out=settings.out)`. The options beside `out` (`write_options`) count.
     """
     for name, path in outputs.items():
+        if name == "out" and path is not None and beside(path).exists() and not path.exists():
+            raise ValueError(
+                f"--out {path}: the options of the run would be written to {beside(path)}, which exists already; "
+                "choose another name"
+            )
         if path is not None and path.exists():
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} {path} exists already: nothing of yours is overwritten; choose another name")
@@ -127,7 +132,22 @@ def json_lines(entries: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(entry, default=_plain) + "\n" for entry in entries)
 
 
-def configuration(command: str, settings: Any) -> str:
+def beside(out: Path) -> Path:
+    """Where the options of a run stand whose output is a file.
+
+    Example:
+        >>> beside(Path("here/result.json")).name, beside(Path("notes.yaml")).name
+        ('result.yaml', 'notes.options.yaml')
+    """
+    return out.with_suffix(".yaml" if out.suffix != ".yaml" else ".options.yaml")
+
+
+def write_options(out: Path, command: str, settings: Any) -> None:
+    """Writes the options of a run beside its output file, for `--config`."""
+    write_new(beside(out), configuration(command, settings, beside(out).name, "NEW-FILE").encode())
+
+
+def configuration(command: str, settings: Any, file: str = CONFIG, out: str = "NEW-FOLDER") -> str:
     """All options of a run as YAML, by the names of their flags: what `--config` reads again."""
     import yaml
 
@@ -138,7 +158,7 @@ def configuration(command: str, settings: Any) -> str:
 
     lists = {name: plain(value) for name, value in _options(settings)}
     text = yaml.safe_dump(lists, sort_keys=False, allow_unicode=True, width=120)
-    return f"# jaxunlearn {command} --config {CONFIG} --out NEW-FOLDER runs this again.\n{text}"
+    return f"# jaxunlearn {command} --config {file} --out {out} runs this again.\n{text}"
 
 
 def _options(settings: Any) -> Iterator[tuple[str, Any]]:

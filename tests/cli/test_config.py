@@ -1,6 +1,6 @@
 """Options from a YAML file: what it says holds unless the command line says otherwise, and mistakes are named."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +8,8 @@ import yaml
 
 from jaxunlearn.cli import main
 from jaxunlearn.cli.parse import parse
-from jaxunlearn.runs.record import configuration
-from jaxunlearn.runs.settings import Unlearn
+from jaxunlearn.runs.record import configuration, refuse_files, write_options
+from jaxunlearn.runs.settings import Attack, Bench, CanaryScore, Evaluate, Plan, Unlearn
 
 GIVEN = {
     "model": "tuned",
@@ -47,6 +47,27 @@ def test_the_resolved_options_of_a_run_read_back_as_the_same_settings(file):
     first = parse(Unlearn, "unlearn", ["--config", file(GIVEN), "--stop-when", "jang", "--mesh", "fsdp=2,data=-1"])
     text = configuration("unlearn", first)
     assert parse(Unlearn, "unlearn", ["--config", file(text)]) == first
+
+
+RESULTS = {
+    "evaluate": (Evaluate, ["--model", "m", "--forget", "f", "--more-model", "a", "--more-model", "b", "--limit", "3"]),
+    "attack": (Attack, ["--model", "m", "--forget", "f", "--only", "lens", "--relearn-share", "0.25"]),
+    "canary score": (CanaryScore, ["--model", "m", "--key", "k", "--method", "sampled"]),
+    "plan": (Plan, ["--model", "m", "--topology", "cpu:8", "--program", "step", "--smallest"]),
+    "bench": (Bench, ["--size", "1M", "--rounds", "2"]),
+}
+
+
+@pytest.mark.parametrize("command", RESULTS)
+def test_options_stand_beside_a_result_file_and_run_it_again(command, tmp_path):
+    settings, argv = RESULTS[command]
+    first = parse(settings, command, [*argv, "--out", str(tmp_path / "numbers.json")])
+    refuse_files(out=first.out)
+    write_options(first.out, command, first)
+    again = ["--config", str(tmp_path / "numbers.yaml"), "--out", str(tmp_path / "again.json")]
+    assert parse(settings, command, again) == replace(first, out=tmp_path / "again.json")
+    with pytest.raises(ValueError, match=r"numbers\.yaml, which exists already"):
+        refuse_files(out=first.out)
 
 
 @dataclass(frozen=True)

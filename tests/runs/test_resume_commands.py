@@ -126,7 +126,7 @@ def test_evaluation_does_not_measure_a_model_twice(world, alone, tmp_path, monke
     assert main([*asked, "--out", str(tmp_path / "out.json"), "--resume"]) == 0
     assert len(calls) == 3  # of the four there would be without a memory
     assert json.loads((tmp_path / "out.json").read_text()) == json.loads((tmp_path / "alone.json").read_text())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.json", "out.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.json", "alone.yaml", "out.json", "out.yaml"]
     assert main([*asked, "--out", str(tmp_path / "out.json"), "--resume"]) == 0
     assert "is complete already" in capsys.readouterr().out
     assert main([*asked, "--out", str(tmp_path / "out.json")]) == 2
