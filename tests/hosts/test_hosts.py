@@ -87,7 +87,7 @@ def test_two_processes_unlearn_and_evaluate_as_one(folder, one):
             assert told == (None if value["agg_value"] is None else pytest.approx(value["agg_value"], abs=1e-5)), name
     assert results[0]["after"]["forget_nll"]["agg_value"] > results[0]["before"]["forget_nll"]["agg_value"] + 0.1
     left = {path.name for path in (folder / "two").iterdir()}
-    assert left == {"unlearned", "evaluation.json"}
+    assert left == {"unlearned", "evaluation.json", "evaluation.yaml"}
 
 
 @pytest.mark.slow
