@@ -12,7 +12,7 @@ from jaxunlearn.runs import dry_run
 from jaxunlearn.runs.evaluate import before
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.record import provenance, refuse_files, write_options
+from jaxunlearn.runs.record import provenance, refuse_result, write_options
 from jaxunlearn.runs.settings import Attack
 from jaxunlearn.types import Model
 
@@ -113,7 +113,7 @@ def _doses(settings: Attack, model: Model) -> Doses:
 
 
 def _check(settings: Attack) -> None:
-    refuse_files(out=settings.out)
+    refuse_result(settings.out)
     check_families(settings.only)
     for name, least in (("relearn_epochs", 1), ("group", 1), ("candidates", 2), ("gradients_at_once", 1),
                         ("batch_size", 1)):  # fmt: skip

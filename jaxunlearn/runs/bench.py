@@ -18,7 +18,7 @@ from jaxunlearn.curvature import EmpiricalFisher, GaussNewton, Hessian, TrueFish
 from jaxunlearn.curvature.kronecker import kronecker_factors
 from jaxunlearn.files import write_new
 from jaxunlearn.runs import record as records
-from jaxunlearn.runs.plan import size_text
+from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Bench
 from jaxunlearn.runs.throughput import (
@@ -48,7 +48,7 @@ def bench(settings: Bench) -> list[Row]:
     Raises:
         ValueError: bad input, or an output file that exists, before any weight is loaded.
     """
-    records.refuse_files(out=settings.out)
+    records.refuse_result(settings.out)
     for name in ("batch", "length", "rounds"):
         if getattr(settings, name) < 1 + (name == "length"):
             raise ValueError(f"--{name} {getattr(settings, name)}: give at least {1 + (name == 'length')}")

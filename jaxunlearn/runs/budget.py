@@ -24,9 +24,9 @@ from jaxunlearn.methods import Method
 from jaxunlearn.models.functional import HEAD_ROWS
 from jaxunlearn.models.saving import byte_size
 from jaxunlearn.runs.alternatives import Alternatives
+from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.options import make_method, options_of
-from jaxunlearn.runs.plan import size_text
 from jaxunlearn.runs.prepared import Prepared, batch_sizes
 from jaxunlearn.runs.programs import PROGRAMS, Problem, problem_of
 from jaxunlearn.runs.references import Stored

@@ -34,7 +34,8 @@ def insert(settings: CanaryInsert) -> list[Canary]:
     """
     if settings.out.resolve() == settings.key.resolve():
         raise ValueError(f"--out and --key are both {settings.out}: the key must be a file of its own")
-    records.refuse_files(out=settings.out, key=settings.key)
+    records.refuse_result(settings.out)
+    records.refuse_files(key=settings.key)
     fields = settings.text.fields
     templates = [CanaryTemplate(text) for text in dict.fromkeys(settings.template)]
     read = [record for source in settings.data for record in data.read(source, fields=fields)]
@@ -63,7 +64,7 @@ def score(settings: CanaryScore) -> Measure:
     Raises:
         ValueError: bad input, or an existing output file, before any weight is loaded.
     """
-    records.refuse_files(out=settings.out)
+    records.refuse_result(settings.out)
     if settings.candidates < 2 or settings.batch_size < 1:
         raise ValueError(
             f"--candidates {settings.candidates}, --batch-size {settings.batch_size}: give at least 2 and at least 1"

@@ -17,11 +17,11 @@ from jaxunlearn import losses
 from jaxunlearn.curvature.kronecker import Settings, kronecker_factors
 from jaxunlearn.data import Encoded, PackedRow, batches, shapes_of, steps_per_epoch
 from jaxunlearn.runs.budget import Form, choose, method_in, problem_for
+from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.fit import initial, program
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.needs import Work, disk, needs, size_of
 from jaxunlearn.runs.options import options_of
-from jaxunlearn.runs.plan import size_text
 from jaxunlearn.runs.prepared import Prepared, batch_sizes, prompts_of
 from jaxunlearn.runs.programs import PROGRAMS, Program, abstract, beside, model_of, state_of
 from jaxunlearn.runs.progress import Reporter

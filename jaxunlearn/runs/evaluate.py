@@ -29,7 +29,7 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
     """
     if finished("evaluate", settings):
         return json.loads(settings.out.read_text(encoding="utf-8"))["results"]
-    records.refuse_files(out=settings.out)
+    records.refuse_result(settings.out)
     _check(settings)
     reads = reader(models.resolve(settings.model, weights=not settings.dry_run), settings.text)
     suites = suites_of(settings, reads)

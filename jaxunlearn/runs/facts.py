@@ -1,4 +1,4 @@
-"""The numbers of a step in words: which are shown, in which order, called what."""
+"""Numbers in words: those of a step, which are shown, in which order, called what; times and sizes."""
 
 import sys
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ def in_words(facts: Mapping[str, float]) -> list[tuple[str, str]]:
 
     Example:
         >>> in_words({"status": int(Status.MAX_STEPS), "retain_nll": 0.25, "peak_memory": 3 * 2**30, "applied": 1.0})
-        [('loss on retain', '0.25'), ('solver', 'max steps'), ('peak memory', '3.0 GiB')]
+        [('loss on retain', '0.25'), ('solver', 'max steps'), ('peak memory', '3.00 GiB')]
     """
     order = {name: place for place, name in enumerate(NAMES)}
     shown = []
@@ -59,12 +59,16 @@ def peak_memory() -> int | None:
 
 
 def duration(seconds: float) -> str:
-    """A time one can read: 8 s, 2:05, 1:02:05.
+    """A time one can read: 0.22 s, 8 s, 2:05, 1:02:05, 11.6 days.
 
     Example:
-        >>> duration(8.2), duration(125), duration(3725)
-        ('8 s', '2:05', '1:02:05')
+        >>> duration(0.216), duration(8.2), duration(125), duration(3725), duration(1e6)
+        ('0.22 s', '8 s', '2:05', '1:02:05', '11.6 days')
     """
+    if seconds >= 2 * 86400:
+        return f"{seconds / 86400:.1f} days"
+    if 0 < seconds < 1:
+        return f"{seconds:.2g} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes == 0:
         return f"{rest} s"
@@ -72,9 +76,20 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
+def size_text(count: float) -> str:
+    """Bytes one can read.
+
+    Example:
+        >>> size_text(12), size_text(1536), size_text(3 * 2**30)
+        ('12 B', '1.50 KiB', '3.00 GiB')
+    """
+    unit = next((unit for unit in (30, 20, 10) if count >= 2**unit), 0)
+    return f"{count / 2**unit:.{2 if unit else 0}f} {({30: 'GiB', 20: 'MiB', 10: 'KiB', 0: 'B'})[unit]}"
+
+
 def _text(key: str, value: float) -> str:
     if key == "status":
         return Status(int(value)).name.lower().replace("_", " ")
     if key == "peak_memory":
-        return f"{value / 2**30:.1f} GiB" if value >= 2**30 else f"{value / 2**20:.0f} MiB"
+        return size_text(value)
     return f"{value:,.0f}" if key == "tokens_per_second" else f"{value:.4g}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxunlearn import models
 from jaxunlearn.models.loading import dtypes_of
 from jaxunlearn.models.specs import ParamSpec, param_specs
-from jaxunlearn.runs.plan import size_text
+from jaxunlearn.runs.facts import size_text
 
 
 class Checkpoint(NamedTuple):

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxunlearn.runs.plan import Estimate, compiled, size_text
+from jaxunlearn.runs.facts import duration, size_text
+from jaxunlearn.runs.plan import Estimate, compiled
 from jaxunlearn.runs.programs import Program
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.throughput import ceiling
@@ -93,16 +94,3 @@ def size_of(tree: Any) -> int:
     """Bytes of a tree of arrays or shapes."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape")]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves if hasattr(leaf.dtype, "itemsize"))
-
-
-def duration(seconds: float) -> str:
-    """Seconds for a person.
-
-    Example:
-        >>> duration(0.5), duration(90), duration(150), duration(1e6)
-        ('0.5 s', '90 s', '2.5 min', '11.6 days')
-    """
-    for unit, name in ((86400, "days"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:.1f} {name}"
-    return f"{seconds:.2g} s"

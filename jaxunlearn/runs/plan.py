@@ -23,6 +23,7 @@ from jaxunlearn import methods, models
 from jaxunlearn.files import write_new
 from jaxunlearn.models.quantised import BITS
 from jaxunlearn.runs import record as records
+from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.options import make_method
 from jaxunlearn.runs.programs import PROGRAMS, Program, planned
 from jaxunlearn.runs.progress import Reporter
@@ -75,7 +76,7 @@ def plan(settings: Plan) -> list[Estimate]:
     Raises:
         ValueError: bad input, or a topology that cannot be described here.
     """
-    records.refuse_files(out=settings.out)
+    records.refuse_result(settings.out)
     for name in ("batch", "length", "cg_steps"):
         if getattr(settings, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(settings, name)}: give at least 1")
@@ -177,11 +178,6 @@ def _cells(one: Estimate) -> list[str]:
     cause = max(one.seconds, key=one.seconds.get, default=None)
     bound = "unknown" if cause is None else f"{one.seconds[cause]:.3g} s ({cause})"
     return [one.program, *sizes, share, f"{one.flops:.3g}", moved, bound]
-
-
-def size_text(count: float) -> str:
-    unit = next((unit for unit in (30, 20, 10) if count >= 2**unit), 0)
-    return f"{count / 2**unit:.{2 if unit else 0}f} {({30: 'GiB', 20: 'MiB', 10: 'KiB', 0: 'B'})[unit]}"
 
 
 def _table(found: list[Estimate], title: str):

@@ -43,7 +43,7 @@ class Stage:
             self._spoke = now
             parts = [f"{label} {value}" for label, value in in_words(facts)]
             left = self._left(now)
-            parts += [] if left is None else [f"left {duration(left)}"]
+            parts += [] if left is None else [f"left {duration(round(left))}"]
             print(f"{self._name}: {self._done}/{self._total}  {'  '.join(parts)}".rstrip(), flush=True)
 
     def _speed(self, now: float) -> dict[str, float]:

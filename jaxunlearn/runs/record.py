@@ -29,19 +29,24 @@ def refuse_existing(out: Path) -> None:
 def refuse_files(**outputs: Path | None) -> None:
     """Raise before anything starts when an output file exists or cannot be made.
 
-    Each is named by its flag: `refuse_files(out=settings.out)`. The options beside `out` (`write_options`) count.
+    Each is named by its flag: `refuse_files(out=settings.out)`.
     """
     for name, path in outputs.items():
-        if name == "out" and path is not None and beside(path).exists() and not path.exists():
-            raise ValueError(
-                f"--out {path}: the options of the run would be written to {beside(path)}, which exists already; "
-                "choose another name"
-            )
         if path is not None and path.exists():
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} {path} exists already: nothing of yours is overwritten; choose another name")
         if path is not None:
             require_room(path)
+
+
+def refuse_result(out: Path | None) -> None:
+    """The same for a result file `--out` beside which `write_options` will leave the options of the run."""
+    refuse_files(out=out)
+    if out is not None and beside(out).exists():
+        raise ValueError(
+            f"--out {out}: the options of the run would be written to {beside(out)}, which exists already; choose "
+            "another name"
+        )
 
 
 def environment() -> dict[str, str]:

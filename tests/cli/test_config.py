@@ -8,7 +8,7 @@ import yaml
 
 from jaxunlearn.cli import main
 from jaxunlearn.cli.parse import parse
-from jaxunlearn.runs.record import configuration, refuse_files, write_options
+from jaxunlearn.runs.record import configuration, refuse_result, write_options
 from jaxunlearn.runs.settings import Attack, Bench, CanaryScore, Evaluate, Plan, Unlearn
 
 GIVEN = {
@@ -62,12 +62,12 @@ RESULTS = {
 def test_options_stand_beside_a_result_file_and_run_it_again(command, tmp_path):
     settings, argv = RESULTS[command]
     first = parse(settings, command, [*argv, "--out", str(tmp_path / "numbers.json")])
-    refuse_files(out=first.out)
+    refuse_result(first.out)
     write_options(first.out, command, first)
     again = ["--config", str(tmp_path / "numbers.yaml"), "--out", str(tmp_path / "again.json")]
     assert parse(settings, command, again) == replace(first, out=tmp_path / "again.json")
     with pytest.raises(ValueError, match=r"numbers\.yaml, which exists already"):
-        refuse_files(out=first.out)
+        refuse_result(first.out)
 
 
 @dataclass(frozen=True)

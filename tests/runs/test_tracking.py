@@ -142,7 +142,7 @@ def test_a_terminal_gets_a_bar_and_the_numbers(width):
         "loss on forget 2.5",
         "solver converged",
         "tokens/s 12,346",
-        "3.0 GiB",
+        "3.00 GiB",
         "left",
     ):
         assert text in shown
