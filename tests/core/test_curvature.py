@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toys import flat, labelled, mlp, token_batch, unflatten_like
+from toys import dense_problem, flat, labelled, mean_nll, mlp, token_batch, unflatten_like
 
 import jaxunlearn as ju
 from jaxunlearn import losses, models, operators, tree
@@ -13,11 +13,7 @@ from jaxunlearn.curvature import (
     GaussNewton,
     Hessian,
     TrueFisher,
-    combine,
-    empirical_fisher,
     hessian_product,
-    partition,
-    subset,
 )
 
 
@@ -27,31 +23,21 @@ def x64():
         yield
 
 
-def mean_nll(model, params, batch):
-    total, count = losses.nll(model, params, batch)
-    return total / count
-
-
 def dense_hessian(model, params, batch):
     return jax.hessian(lambda v: mean_nll(model, unflatten_like(v, params), batch))(flat(params))
-
-
-def problem(activation=jnp.tanh):
-    model, params = mlp(activation=activation, dtype=jnp.float64)
-    return model, params, labelled(12, dtype=jnp.float64)
 
 
 @pytest.mark.parametrize("mode", ["forward_over_reverse", "linearize"])
 @pytest.mark.parametrize("microbatch", [None, 4])
 def test_hessian_is_the_dense_one(microbatch, mode):
-    model, params, batch = problem()
+    model, params, batch = dense_problem()
     H = operators.to_dense(Hessian(microbatch, mode)(model, params, batch))
     np.testing.assert_allclose(H, dense_hessian(model, params, batch), atol=1e-12)
 
 
 def test_a_linearised_hessian_differentiates_the_model_once():
     """Building it traces the model; products afterwards replay the tangent program and never call the model again."""
-    model, params, batch = problem()
+    model, params, batch = dense_problem()
     calls = []
 
     def counting(p, x):
@@ -78,7 +64,7 @@ def test_a_linearised_product_spends_fewer_flops():
 
 
 def test_products_before_normalisation_add_up():
-    model, params, batch = problem()
+    model, params, batch = dense_problem()
     total = lambda p, b: losses.nll(model, p, b)
     v = tree.normal_like(jax.random.key(0), params)
     parts = [jax.tree.map(lambda x, s=s: x[s], batch) for s in (slice(0, 5), slice(5, 12))]
@@ -163,7 +149,7 @@ def test_a_split_batch_differs_by_f32_rounding_only(make):
 
 @pytest.mark.parametrize("microbatch", [None, 4])
 def test_gauss_newton_is_jacobian_sandwich(microbatch):
-    model, params, batch = problem()
+    model, params, batch = dense_problem()
     logits = lambda v: model.logits(unflatten_like(v, params), batch.inputs)
     J = jax.jacobian(logits)(flat(params))
     p = jax.nn.softmax(logits(flat(params)))
@@ -183,7 +169,7 @@ def test_gauss_newton_equals_hessian_where_the_network_is_linear():
 
 
 def test_gauss_newton_is_the_second_derivative_of_kl():
-    model, params, batch = problem()
+    model, params, batch = dense_problem()
     before = model.logits(params, batch.inputs)
 
     def kl(v):
@@ -193,57 +179,6 @@ def test_gauss_newton_is_the_second_derivative_of_kl():
 
     G = operators.to_dense(GaussNewton()(model, params, batch))
     np.testing.assert_allclose(G, jax.hessian(kl)(flat(params)), atol=1e-10)
-
-
-def per_example_rows(model, params, batch):
-    one = lambda v, i: mean_nll(model, unflatten_like(v, params), jax.tree.map(lambda x: x[i : i + 1], batch))
-    return jnp.stack([jax.grad(one)(flat(params), i) for i in range(len(batch.labels))])
-
-
-@pytest.mark.parametrize("p", [-1.0, -0.25, 0.5, 1.0])
-@pytest.mark.parametrize("damping", [1e-3, 1.0])
-def test_dual_form_is_the_dense_power(p, damping):
-    model, params, batch = problem()
-    rows = per_example_rows(model, params, batch)
-    dense = rows.T @ rows / len(rows) + damping * jnp.eye(rows.shape[1])
-    values, vectors = jnp.linalg.eigh(dense)
-    expected = (vectors * values**p) @ vectors.T
-    F = EmpiricalFisher(None)(model, params, batch).damped(damping)
-    np.testing.assert_allclose(operators.to_dense(F), dense, atol=1e-12)
-    np.testing.assert_allclose(operators.to_dense(F.power(p)), expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
-
-
-def test_dual_inverse_is_the_woodfisher_recursion():
-    model, params, batch = problem()
-    rows, lam = per_example_rows(model, params, batch), 1e-2
-    m = len(rows)
-    inverse = jnp.eye(rows.shape[1]) / lam
-    for g in rows:
-        Fg = inverse @ g
-        inverse = inverse - jnp.outer(Fg, Fg) / (m + g @ Fg)
-    F = EmpiricalFisher(None)(model, params, batch).damped(lam)
-    np.testing.assert_allclose(operators.to_dense(F.power(-1.0)), inverse, rtol=1e-8, atol=1e-8)
-
-
-def test_span_share_tells_the_protected_part():
-    model, params, batch = problem()
-    F = EmpiricalFisher(5)(model, params, batch)
-    inside = jax.tree.map(lambda g: g[0] - 2 * g[3], F.rows)
-    assert float(F.span_share(inside)) == pytest.approx(1.0, abs=1e-8)
-    rows = per_example_rows(model, params, batch)[:5]
-    q, _ = jnp.linalg.qr(rows.T)
-    v = np.random.default_rng(0).normal(size=rows.shape[1])
-    outside = v - q @ (q.T @ v)
-    assert float(F.span_share(unflatten_like(jnp.asarray(outside), params))) == pytest.approx(0.0, abs=1e-8)
-    assert float(F.span_share(unflatten_like(jnp.asarray(v), params))) == pytest.approx(
-        float(jnp.sum((q.T @ v) ** 2) / (v @ v)), abs=1e-8
-    )
-
-
-def test_samples_limits_the_rows():
-    model, params, batch = problem()
-    F = empirical_fisher(lambda p, b: losses.nll(model, p, b), params, batch, samples=3)
-    assert jax.tree.leaves(F.rows)[0].shape[0] == 3
 
 
 @pytest.mark.parametrize(
@@ -277,13 +212,13 @@ def test_positions_change_nothing_but_the_cost():
 
 
 def test_uneven_microbatch_is_refused():
-    model, params, batch = problem()
+    model, params, batch = dense_problem()
     with pytest.raises(ValueError, match="12 examples does not divide into microbatches of 5"):
         Hessian(5)(model, params, batch)(params)
 
 
 def test_restriction_never_leaves_the_block():
-    model, params, batch = problem()
+    model, params, batch = dense_problem()
     mask = [{"w": True, "b": False}, {"w": False, "b": True}]
     A = operators.restricted(Hessian()(model, params, batch), mask)
     out = A(jax.tree.map(jnp.ones_like, params))
@@ -297,7 +232,7 @@ def halves(batch):
 
 def test_removing_a_data_set_from_the_whole_leaves_the_rest_exactly():
     """`H_r = (n H - n_f H_f) / n_r`: curvature of a retain set that is never looked at."""
-    model, params, batch = problem()
+    model, params, batch = dense_problem()
     forget, retain = halves(batch)
     H = lambda b: Hessian()(model, params, b)
     n, n_f = float(batch.loss_mask.sum()), float(forget.loss_mask.sum())
@@ -311,7 +246,7 @@ def test_removing_a_data_set_from_the_whole_leaves_the_rest_exactly():
 
 
 def test_a_difference_of_data_sets_is_that_of_their_matrices():
-    model, params, batch = problem()
+    model, params, batch = dense_problem()
     forget, retain = halves(batch)
     H_f, H_r = (Hessian()(model, params, b) for b in (forget, retain))
     D = operators.difference(H_r, H_f, 0.3)
@@ -335,77 +270,7 @@ def test_semidefiniteness_is_claimed_only_where_it_is_known():
     assert not operators.pooled((A, 3), (A, -1)).psd
 
 
-SELECTIONS = {"prefix": ("1",), "leaf": (0, "b"), "predicate": lambda path: path.endswith("w")}
-
-
-@pytest.mark.parametrize("recipe", [Hessian(), GaussNewton(), EmpiricalFisher(None)])
-@pytest.mark.parametrize("name", SELECTIONS)
-def test_a_subset_has_the_block_of_the_whole(name, recipe):
-    model, params, batch = problem()
-    small, chosen = subset(model, params, SELECTIONS[name])
-    paths = [
-        jax.tree_util.keystr(k, simple=True, separator="/") for k, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
-    leaves, structure = jax.tree.flatten(params)
-    inside = jax.tree.unflatten(
-        structure, [jnp.full(x.shape, path in chosen) for x, path in zip(leaves, paths, strict=True)]
-    )
-    inside = np.asarray(flat(inside))
-    assert 0 < inside.sum() < inside.size
-    whole = operators.to_dense(recipe(model, params, batch))
-    block = operators.to_dense(recipe(small, chosen, batch))
-    # Chosen leaves lie in the order of their sorted paths, which here is also the order of the whole.
-    np.testing.assert_allclose(block, whole[np.ix_(inside, inside)], atol=1e-12)
-
-
-def test_a_subset_never_pays_for_the_rest():
-    with jax.enable_x64(False):
-        model, params = mlp(sizes=(64, 64, 64, 64, 64))
-        batch = labelled(64, features=64, classes=64)
-
-        def flops(recipe, select):
-            def product(params, v):
-                small, chosen = subset(model, params, select)
-                return recipe(small, chosen, batch)({path: v[path] for path in chosen})
-
-            v = partition(params, lambda path: True)[0]
-            return jax.jit(product).lower(params, v).compile().cost_analysis()["flops"]
-
-        for recipe in (Hessian(), GaussNewton()):
-            assert flops(recipe, ("3",)) < 0.5 * flops(recipe, lambda path: True)
-
-
-def test_a_whole_method_runs_on_a_subset_and_leaves_the_rest_alone():
-    with jax.enable_x64(False):
-        model, params = mlp()
-        batch = ju.UnlearnBatch(labelled(4, 1), labelled(8, 2))
-        method = ju.methods.gauss_newton_ascent(max_kl=1e-3)
-
-        @jax.jit
-        def step(params):
-            small, chosen = subset(model, params, ("1",))
-            state = ju.init(method, small, chosen, key=jax.random.key(0))
-            state, info = ju.unlearn_step(method, small, state, batch)
-            return combine(state.params, partition(params, ("1",))[1]), info
-
-        after, info = step(params)
-        assert bool(info.applied)
-        np.testing.assert_array_equal(flat(after[0]), flat(params[0]))
-        assert float(jnp.abs(flat(after[1]) - flat(params[1])).max()) > 0
-
-
-def test_an_empty_selection_lists_the_paths():
-    model, params, _ = problem()
-    with pytest.raises(ValueError, match="chooses none of the parameters 0/b, 0/w, 1/b, 1/w"):
-        subset(model, params, ("lm_head",))
-
-
-def test_paths_that_collide_are_refused():
-    with pytest.raises(ValueError, match="share a path"):
-        partition({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}}, lambda path: True)
-
-
 def test_a_power_without_closed_form_names_the_remedy():
-    model, params, batch = problem()
+    model, params, batch = dense_problem()
     with pytest.raises(TypeError, match="solvers.cg"):
         Hessian()(model, params, batch).power(-1.0)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 import jaxunlearn as ju
-from jaxunlearn import taps
+from jaxunlearn import losses, taps
 from jaxunlearn.types import TopK
 
 
@@ -100,3 +100,15 @@ def gathering(logits, mesh):
     """A model that gathers its weights before using them: FSDP, spelt out."""
     whole = NamedSharding(mesh, PartitionSpec())
     return lambda params, x: logits(jax.tree.map(lambda w: jax.sharding.reshard(w, whole), params), x)
+
+
+def mean_nll(model, params, batch):
+    """The loss whose curvature is taken, nats per loss token."""
+    total, count = losses.nll(model, params, batch)
+    return total / count
+
+
+def dense_problem(activation=jnp.tanh):
+    """A network and twelve labelled rows in float64, small enough for dense matrices."""
+    model, params = mlp(activation=activation, dtype=jnp.float64)
+    return model, params, labelled(12, dtype=jnp.float64)
