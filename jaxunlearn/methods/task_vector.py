@@ -35,7 +35,7 @@ def task_vector(params: Params, overfit: Params, *, scale: float = 1.0) -> Param
         >>> task_vector({"w": jnp.array([1.0, 2.0])}, {"w": jnp.array([1.5, 2.0])}, scale=2.0)["w"].tolist()
         [0.0, 2.0]
     """
-    if jax.tree.structure(params) != jax.tree.structure(overfit):  # type: ignore[operator]  -- jax types no `!=` there
+    if jax.tree.structure(params) != jax.tree.structure(overfit):  # type: ignore[operator]  # jax types no `!=` there
         raise ValueError("task_vector(): the two models have different parameters; give one model and its fine-tuning")
 
     def leaf(path: tuple, a: Array, b: Array) -> Array:

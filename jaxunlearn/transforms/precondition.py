@@ -87,7 +87,7 @@ def precondition_by_curvature(
         solve_with = solver
         if preconditioner is not None:
             M = damp(metric_of(preconditioner, model, params, batch, metric), state.damping)
-            solve_with = replace(solver, preconditioner=M.power(-1.0))  # type: ignore[type-var]  -- checked above by hasattr
+            solve_with = replace(solver, preconditioner=M.power(-1.0))  # type: ignore[type-var]  # checked above by hasattr
         x, solve = solve_with(damped, grads)
         step = tree.scale(step_size, x)
         share = damped.span_share(x) if isinstance(damped, LowRankOperator) else jnp.float32(1.0)
