@@ -127,16 +127,41 @@ def kl_from_top(top: TopK, predictions: Predictions) -> tuple[Float[Array, ""], 
     Returns:
         The sum over weighted places (nats) and the total weight.
     """
-    logp = log_probs(predictions)
-    weights = predictions.weights * top.weights
-    logq = auto(partial(_spread, logp.shape[-1]), top.ids, top.log_probs.astype(logp.dtype), like=logp)
-    kept = logq > -jnp.inf
-    total = jnp.sum(jnp.where(kept, jnp.exp(logq) * (logq - logp), 0.0), axis=-1)
-    if top.ids.shape[-1] < logp.shape[-1]:
-        p_rest = jax.nn.logsumexp(jnp.where(kept, -jnp.inf, logp), axis=-1)
-        q_rest = jnp.maximum(-jnp.expm1(jax.nn.logsumexp(top.log_probs, axis=-1)), 0.0)
+    logq, logp, q_rest, p_rest = _lumped(top, predictions)
+    total = jnp.sum(jnp.where(logq > -jnp.inf, jnp.exp(logq) * (logq - logp), 0.0), axis=-1)
+    if p_rest is not None:
         total = total + jnp.where(q_rest > 0, q_rest * (jnp.log(jnp.maximum(q_rest, 1e-30)) - p_rest), 0.0)
+    weights = predictions.weights * top.weights
     return jnp.sum(weights * total), jnp.sum(weights)
+
+
+def reverse_kl_from_top(top: TopK, predictions: Predictions) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`KL(p || q)` for a stored sparse `q`, lumped and weighted as in `kl_from_top`.
+
+    It is infinite where p gives mass to what q excludes. The mass of q outside its top k is known to the precision of
+    f32 only, and is taken as 1e-7 at least; a stored class counts with what is stored.
+
+    Returns:
+        The sum over weighted places (nats) and the total weight.
+    """
+    logq, logp, q_rest, p_rest = _lumped(top, predictions)
+    kept = logq > -jnp.inf
+    total = jnp.sum(jnp.where(kept, jnp.exp(logp) * (logp - jnp.where(kept, logq, 0.0)), 0.0), axis=-1)
+    if p_rest is not None:
+        total = total + jnp.exp(p_rest) * (p_rest - jnp.log(jnp.maximum(q_rest, 1e-7)))
+    weights = predictions.weights * top.weights
+    return jnp.sum(weights * total), jnp.sum(weights)
+
+
+def _lumped(top: TopK, predictions: Predictions) -> tuple[Array, Array, Array | None, Array | None]:
+    """`log q` (-inf where it is not stored) and `log p` over all classes; beside them, where some are not stored, the
+    mass of q outside its top k and the logarithm of that of p."""
+    logp = log_probs(predictions)
+    logq = auto(partial(_spread, logp.shape[-1]), top.ids, top.log_probs.astype(logp.dtype), like=logp)
+    if top.ids.shape[-1] >= logp.shape[-1]:
+        return logq, logp, None, None
+    p_rest = jax.nn.logsumexp(jnp.where(logq > -jnp.inf, -jnp.inf, logp), axis=-1)
+    return logq, logp, jnp.maximum(-jnp.expm1(jax.nn.logsumexp(top.log_probs, axis=-1)), 0.0), p_rest
 
 
 def _spread(classes: int, ids: Int[Array, "B P K"], log_probs: Float[Array, "B P K"]) -> Float[Array, "B P V"]:

@@ -3,7 +3,7 @@
 A candidate is a recipe with a grid of hyperparameters of exactly `BUDGET` points; what is not in the grid is at its
 published default, or said in `fixed` where the default belongs to another size of model. The grids are laid around
 what suits models of this size, before any result was seen, and are as wide for baselines as for our own; only those of
-`anchored_matching` and `matching_pulled_back` came after results on the tuning seed.
+`anchored_matching` and `matching_pulled_back` came after results on the tuning seed, as did matching both ways.
 
 Three regimes say what of the retain set is at hand. Without any of it a candidate must have a form that needs none:
 its retain term left out, or curvature that was stored beforehand.
@@ -17,7 +17,7 @@ import optax
 
 from jaxunlearn.curvature import Identity, Stored
 from jaxunlearn.methods import CATALOGUE, Method, compose
-from jaxunlearn.objectives import NLL, CounterfactualKL, Objective, needs_of
+from jaxunlearn.objectives import NLL, CounterfactualKL, Divergence, Objective, needs_of
 from jaxunlearn.solvers import ClosedForm
 from jaxunlearn.transforms import STORED, TrustRegion, anchor_by_curvature, damp_by_mean
 
@@ -86,9 +86,11 @@ def _second(name: str, gradients: float, **changes: Any) -> Candidate:
     return Candidate(entry.make, order="second", gradients=gradients, **fields)
 
 
-def matching_by_adam(*, optimizer: optax.GradientTransformation, retain_weight: float = 1.0) -> Method:
+def matching_by_adam(
+    *, optimizer: optax.GradientTransformation, retain_weight: float = 1.0, divergence: Divergence = "forward"
+) -> Method:
     """The objective of counterfactual_matching under AdamW: what its curvature has to beat."""
-    terms = ((1.0, CounterfactualKL()),)
+    terms = ((1.0, CounterfactualKL(divergence)),)
     kept = ((retain_weight, NLL("retain")),) if retain_weight else ()
     return Method(
         "matching_by_adam", Objective(terms + kept), optax.with_extra_args_support(optimizer), needs_of(terms)
@@ -99,7 +101,7 @@ def matching_by_stored(*, max_kl: float, damping: float, factors: str) -> Method
     """The same objective in the metric of stored EK-FAC factors: no retain example is read."""
     return compose(
         "matching_by_stored",
-        Objective(((1.0, CounterfactualKL()),)),
+        Objective(((1.0, CounterfactualKL("forward")),)),
         Stored(),
         ClosedForm(-1.0),
         damping=damping,
@@ -112,11 +114,15 @@ def matching_by_stored(*, max_kl: float, damping: float, factors: str) -> Method
 
 
 def matching_pulled_back(
-    *, optimizer: optax.GradientTransformation, strength: float, retain_weight: float = 1.0
+    *,
+    optimizer: optax.GradientTransformation,
+    strength: float,
+    retain_weight: float = 1.0,
+    divergence: Divergence = "forward",
 ) -> Method:
     """The same objective pulled back to where it began by a plain `strength/2 |theta - theta_0|^2`: what the curvature
     of an anchor has to beat."""
-    method = matching_by_adam(optimizer=optimizer, retain_weight=retain_weight)
+    method = matching_by_adam(optimizer=optimizer, retain_weight=retain_weight, divergence=divergence)
     anchor = anchor_by_curvature(Identity(), strength=strength, metric=(("forget", 1.0),))
     return method._replace(name="matching_pulled_back", transform=optax.chain(anchor, method.transform))
 
@@ -174,7 +180,7 @@ CANDIDATES: dict[str, Candidate] = {
     "fisher_removal": _second("fisher_removal", 2, fixed={"samples": 32}),
     "influence": _second("influence", 3, fixed={"samples": 32}),
     "gauss_newton_ascent": _second("gauss_newton_ascent", 1),
-    "counterfactual_matching": _second("counterfactual_matching", 2, steps=40),
+    "counterfactual_matching": _second("counterfactual_matching", 2, steps=40, fixed={"divergence": "forward"}),
     "win_u": _second("win_u", 2, fixed={"draws": 1}),
     "cubic_newton": _second("cubic_newton", 1, grid={"max_kl": (1e-4, 1e-3, 1e-2), "L": (40.0, 400.0)}),
     "kfade": _second("kfade", 3),
@@ -186,7 +192,7 @@ CANDIDATES: dict[str, Candidate] = {
     "anchored_matching, stored": Candidate(
         CATALOGUE["anchored_matching"].make,
         {"learning_rate": (3e-4, 1e-3), "strength": (100.0, 300.0, 1000.0)},
-        {"retain_weight": 1.0},
+        {"retain_weight": 1.0, "divergence": "forward"},
         {"retain_weight": 0.0},
         "second",
         2,
@@ -228,6 +234,13 @@ CANDIDATES: dict[str, Candidate] = {
         steps=1,
         stored=True,
     ),
+}
+
+# Forward, as published, and in both directions: the same methods, the same grids.
+CANDIDATES |= {
+    f"{name}, both ways": one._replace(fixed=one.fixed | {"divergence": "jeffreys"})
+    for name, one in CANDIDATES.items()
+    if name in ("matching_by_adam", "matching_pulled_back", "counterfactual_matching", "anchored_matching, stored")
 }
 
 QUICK = ("grad_diff", "npo", "matching_by_adam", "gauss_newton_ascent", "counterfactual_matching", "kfade, stored")

@@ -1,8 +1,8 @@
 """Forgetting by matching counterfactual answers, anchored by stored curvature in the place of a retain set.
 
-    minimise  KL_f(theta) + strength/2 (theta - theta_0).F_T (theta - theta_0)
+    minimise  D_f(theta) + strength/2 (theta - theta_0).F_T (theta - theta_0)
 
-KL_f is the objective of `counterfactual_matching`: its minimum is what a model would say that never read the forget
+D_f is the objective of `counterfactual_matching`: its minimum is what a model would say that never read the forget
 set. F_T, the EK-FAC approximation of the Fisher matrix of what is to be kept, is taken once while that is at hand
 (`jaxunlearn curvature --temperature 3`), and then stands for it: no retain example is read. Softening the answers by a
 temperature is what makes it work on a model that has memorised, whose Fisher matrix at T = 1 nearly vanishes, and sees
@@ -17,7 +17,7 @@ import optax
 from jaxunlearn.curvature import EKFAC, Stored
 from jaxunlearn.methods.first_order import descent
 from jaxunlearn.methods.method import Method
-from jaxunlearn.objectives import NLL, CounterfactualKL, Objective, needs_of
+from jaxunlearn.objectives import NLL, CounterfactualKL, Divergence, Objective, needs_of
 from jaxunlearn.transforms import RETAIN, STORED, anchor_by_curvature
 
 
@@ -27,6 +27,7 @@ def anchored_matching(
     factors: str | None = None,
     temperature: float = 3.0,
     retain_weight: float = 0.0,
+    divergence: Divergence = "jeffreys",
     learning_rate: float = 1e-3,
     optimizer: optax.GradientTransformation | None = None,
     samples: int = 1,
@@ -41,6 +42,7 @@ def anchored_matching(
             the retain batch of each step, and cost two more gradients.
         temperature: of the factors that a step takes.
         retain_weight: of the NLL of retain examples in the objective, where there are some.
+        divergence: forward, reverse or jeffreys, as in `counterfactual_matching`.
         learning_rate: of AdamW without weight decay, when `optimizer` is not given.
         optimizer: any optax transformation.
         samples: draws of labels a token for the factors that a step takes.
@@ -59,7 +61,7 @@ def anchored_matching(
         raise ValueError(f"anchored_matching(retain_weight={retain_weight}): give 0 or more")
     stored = factors is not None
     recipe = Stored() if stored else EKFAC(samples=samples, temperature=temperature, microbatch=microbatch)
-    forget = ((1.0, CounterfactualKL()),)
+    forget = ((1.0, CounterfactualKL(divergence)),)
     kept = ((retain_weight, NLL("retain")),) if retain_weight else ()
     transform = optax.chain(
         anchor_by_curvature(recipe, strength=strength, metric=STORED if stored else RETAIN),

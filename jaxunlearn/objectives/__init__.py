@@ -6,7 +6,7 @@ hidden states); `sharpness` wraps any of them. `reference` computes what is stor
 """
 
 from jaxunlearn.objectives import reference
-from jaxunlearn.objectives.distribution import UNDIAL, CounterfactualKL, KLForget, KLRetain, MaxEntropy
+from jaxunlearn.objectives.distribution import UNDIAL, CounterfactualKL, Divergence, KLForget, KLRetain, MaxEntropy
 from jaxunlearn.objectives.likelihood import NLL, WeightedAscent
 from jaxunlearn.objectives.objective import Objective, Term, needs_of, reads
 from jaxunlearn.objectives.preference import DPO, NPO, AnswerPreservation, SimNPO
@@ -24,6 +24,7 @@ __all__ = [
     "AnswerPreservation",
     "CounterfactualKL",
     "CrossEntropyUnlearning",
+    "Divergence",
     "InvertedHinge",
     "KLForget",
     "KLRetain",

@@ -11,7 +11,7 @@ from. Stored distributions are the k likeliest classes with the rest lumped into
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,9 @@ from jaxtyping import Array
 from jaxunlearn import losses
 from jaxunlearn.objectives.objective import need, stored
 from jaxunlearn.types import Batch, Model, Params, Predictions, TokenBatch, TopK, UnlearnBatch
+
+Divergence = Literal["forward", "reverse", "jeffreys"]
+"""`KL(q || p)`, `KL(p || q)`, or the mean of both; q is the given distribution, p the model's."""
 
 _FORGET_TOP = "store objectives.reference.top_with_target(model, original_params, forget) beforehand"
 
@@ -81,23 +84,43 @@ class KLForget:
 
 @dataclass(frozen=True)
 class CounterfactualKL:
-    """`KL(q || p)` on forget, q = the original model's mean answer when the entity is replaced by unseen ones.
+    """A divergence between p and q on forget, q = the original model's mean answer when the entity is replaced by
+    unseen ones.
 
-    Its minimum is the answer of a model that has never heard of the entity, so the objective knows where to stop:
-    no ascent objective does. q is stored once, sparse (`reference.counterfactual_top`).
+    Its minimum, p = q, is the answer of a model that has never heard of the entity, so the objective knows where to
+    stop: no ascent objective does. q is stored once, sparse (`reference.counterfactual_top`).
+
+    The direction decides what is seen on the way. `KL(q || p)` asks that everything a stranger's answer could be gets
+    its share, and hardly minds what is left on the old answer: where q gives it nothing, half of the probability costs
+    log 2 nats and a twentieth costs .05. `KL(p || q)` charges what is left by how much less q gives it.
+
+    Args:
+        divergence: `"forward"` is `KL(q || p)`, `"reverse"` is `KL(p || q)`, `"jeffreys"` their mean.
 
     After Liu et al., "Revisiting Who's Harry Potter: towards targeted unlearning from a causal intervention
-    perspective", EMNLP 2024.
+    perspective", EMNLP 2024, where it is forward.
     """
 
+    divergence: Divergence = "jeffreys"
     needs: ClassVar[tuple[str, ...]] = ("counterfactual_top",)
+
+    def __post_init__(self):
+        if self.divergence not in get_args(Divergence):
+            raise ValueError(f"CounterfactualKL({self.divergence!r}): choose 'forward', 'reverse' or 'jeffreys'")
 
     def rows(self, batch: UnlearnBatch) -> dict:
         remedy = "store objectives.reference.counterfactual_top(...) of the original model beforehand"
         return {"data": batch.forget, "top": stored(batch, "counterfactual_top", remedy)}
 
     def total(self, model: Model, params: Params, rows: dict) -> tuple[Array, Array]:
-        return _kl(model, params, rows["data"], rows["top"])
+        def sums(predictions: Predictions, top: TopK) -> tuple[Array, Array]:
+            one_way = {"forward": losses.kl_from_top, "reverse": losses.reverse_kl_from_top}
+            if self.divergence in one_way:
+                return one_way[self.divergence](top, predictions)
+            (there, count), (back, _) = (kl(top, predictions) for kl in one_way.values())
+            return 0.5 * (there + back), count
+
+        return losses.over_places(sums, model, params, rows["data"], rows["top"])
 
 
 @dataclass(frozen=True)

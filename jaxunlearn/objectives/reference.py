@@ -37,11 +37,8 @@ def top_with_target(model: Model, params: Params, batch: Batch, k: int = 64) -> 
         [[[0, 2]]]
     """
     predictions = batch.predict(model, params)
-    logp = losses.log_probs(predictions)
-    hit = jnp.arange(logp.shape[-1]) == predictions.targets[..., None]
-    _, ids = jax.lax.top_k(jnp.where(hit, jnp.inf, logp), min(max(k, 2), logp.shape[-1]))
-    weights = (predictions.weights > 0).astype(jnp.float32)
-    return TopK(ids.astype(jnp.int32), jnp.take_along_axis(logp, ids, axis=-1), weights)
+    kept, ids = _with_target(losses.log_probs(predictions), predictions.targets, k)
+    return TopK(ids, kept, (predictions.weights > 0).astype(jnp.float32))
 
 
 def top_all(model: Model, params: Params, batch: Batch, k: int = 64) -> TopK:
@@ -78,8 +75,8 @@ def counterfactual_top(
         tokens: each forget example under K substitutions of its entity, right-padded.
         places: index in each substituted sequence of the token that corresponds to the example's p-th loss token;
             0 where none does. The mean is over the substitutes that have one; a place without any gets weight 0.
-        targets: the example's own loss tokens.
-        k: classes kept per place.
+        targets: the example's own loss tokens; what q gives them is always kept.
+        k: classes kept per place, at least two.
 
     Returns:
         Sparse `q`, one row per example, one place per loss token.
@@ -93,8 +90,7 @@ def counterfactual_top(
         found = (place > 0).astype(probs.dtype)
         n = jnp.sum(found, axis=0)
         mean = jnp.sum(found[..., None] * probs, axis=0) / jnp.maximum(n, 1.0)[:, None]
-        kept, ids = jax.lax.top_k(mean, min(k, mean.shape[-1]))
-        return (jnp.log(jnp.maximum(kept, 1e-30)), ids.astype(jnp.int32)), (n > 0).astype(jnp.float32)
+        return _with_target(jnp.log(jnp.maximum(mean, 1e-30)), target, k), (n > 0).astype(jnp.float32)
 
     (log_probs, ids), weights = jax.lax.map(one, (tokens, places, targets))
     return TopK(ids, log_probs, weights)
@@ -124,6 +120,13 @@ def _swap(probs: Float[Array, "K P V"], a: Int[Array, "1 P"], b: Int[Array, "K P
     p_a = jnp.sum(jnp.where(is_a, probs, 0.0), axis=-1, keepdims=True)
     p_b = jnp.sum(jnp.where(is_b, probs, 0.0), axis=-1, keepdims=True)
     return jnp.where(is_a, p_b, jnp.where(is_b, p_a, probs))
+
+
+def _with_target(log_probs: Array, targets: Array, k: int) -> tuple[Array, Array]:
+    """The true class and the `k - 1` likeliest others: their log-probabilities and ids."""
+    hit = jnp.arange(log_probs.shape[-1]) == targets[..., None]
+    _, ids = jax.lax.top_k(jnp.where(hit, jnp.inf, log_probs), min(max(k, 2), log_probs.shape[-1]))
+    return jnp.take_along_axis(log_probs, ids, axis=-1), ids.astype(jnp.int32)
 
 
 def _top(log_probs: Array, weights: Array, k: int) -> TopK:

@@ -102,6 +102,11 @@ def counterfactual(z, y, z0, zc):
     return (q * (np.log(q) - logp(z))).sum()
 
 
+def jeffreys(z, y, z0, zc):
+    q, p = np.exp(logp(-logp(z0))), np.exp(logp(z))
+    return 0.5 * ((q - p) * (np.log(q) - np.log(p))).sum()
+
+
 def undial(z, y, z0, zc):
     q = np.exp(logp(z0 - 10.0 * (np.arange(V) == y)))
     return -(q * logp(z)).sum()
@@ -153,7 +158,12 @@ TERMS = {
     ),
     "kl_retain": (objectives.KLRetain(), kl_retain),
     "kl_all_positions": (objectives.KLRetain("all_positions"), kl_everywhere),
-    "counterfactual": (objectives.CounterfactualKL(), per_token(counterfactual)),
+    "counterfactual": (objectives.CounterfactualKL("forward"), per_token(counterfactual)),
+    "counterfactual, both ways": (objectives.CounterfactualKL(), per_token(jeffreys)),
+    "counterfactual, reverse": (
+        objectives.CounterfactualKL("reverse"),
+        per_token(lambda *z: 2 * jeffreys(*z) - counterfactual(*z)),
+    ),
     "undial": (objectives.UNDIAL(10.0), per_token(undial)),
     "max_entropy": (objectives.MaxEntropy(), per_token(lambda z, *_: np.mean(-np.log(V) - logp(z)))),
     "adversarial": (objectives.AdversarialNLL(), per_token(adversarial)),

@@ -22,6 +22,7 @@ from objective_cases import (
 import jaxunlearn as ju
 from jaxunlearn import losses, methods, objectives, tree
 from jaxunlearn.objectives import Objective, SharpnessAware, reference
+from jaxunlearn.types import TopK
 
 
 @pytest.fixture(scope="module")
@@ -144,6 +145,26 @@ def test_a_stored_top_always_holds_the_true_class(world):
             assert bool(jnp.all(jnp.any(top.ids == predictions.targets[..., None], -1)))
             full = jax.nn.log_softmax(predictions.logits)
             np.testing.assert_allclose(top.log_probs, jnp.take_along_axis(full, top.ids, -1), atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", ["forward", "reverse", "jeffreys"])
+def test_divergences_from_few_stored_classes_lump_the_others(world, divergence):
+    """Two classes of q are stored, the rest is one bucket; where q leaves the bucket nothing, it counts as 1e-7."""
+    logits, weights = np.random.default_rng(0).normal(size=(3, 5)), np.array([1.0, 0.5, 1.0])
+    ids, q = np.array([[1, 4], [0, 2], [3, 1]]), np.array([[0.5, 0.2], [0.6, 0.3], [0.75, 0.25]])
+    expected = 0.0
+    for weight, z, kept, stored_q in zip(weights, logits, ids, q, strict=True):
+        p = np.exp(logp(z))
+        p = np.array([*p[kept], np.delete(p, kept).sum()])
+        full = np.array([*stored_q, max(1 - stored_q.sum(), 1e-30)])
+        there, back = (full * np.log(full / p)).sum(), (p * np.log(p / np.maximum(full, 1e-7))).sum()
+        expected += weight * {"forward": there, "reverse": back, "jeffreys": 0.5 * (there + back)}[divergence]
+    top = TopK(jnp.asarray(ids)[:, None], jnp.log(jnp.asarray(q))[:, None], jnp.ones((3, 1)))
+    forget = ju.LabelledBatch(jnp.arange(3), jnp.zeros(3, jnp.int32), jnp.asarray(weights))
+    batch = ju.UnlearnBatch(forget, reference=ju.Reference(counterfactual_top=top))
+    term = objectives.CounterfactualKL(divergence)
+    value = Objective(((1.0, term),)).value(ju.Model(logits=lambda z, at: z[at]), jnp.asarray(logits), batch)
+    assert float(value) == pytest.approx(expected / 2.5, rel=1e-5)
 
 
 def test_undial_and_adversarial_labels_with_few_stored_classes(world):
