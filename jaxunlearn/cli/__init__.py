@@ -29,11 +29,13 @@ USAGE = (
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_NOT_WRITTEN = 74  # EX_IOERR of sysexits.h
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL
 _NOT_WRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns 0, 2 for bad input, 74 for a full disk, 75 after SIGTERM if all is saved, 130 for Ctrl-C."""
+    """Entry point; returns 0, 2 for bad input, 74 for a full disk, 75 to try again (after SIGTERM if all is
+    saved, or when another process died), 130 for Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE + "".join(f"  {name:<10} {line}\n" for name, line in COMMANDS.items()), end="")
@@ -73,7 +75,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"jaxunlearn {argv[0]}: {error}; nothing was left half-written", file=sys.stderr)
         return EXIT_NOT_WRITTEN
+    except Exception as error:
+        message = _lost(error)
+        if message is None:
+            raise
+        print(f"jaxunlearn {argv[0]}: {message}", file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Any other way out waits for the process that is gone.
+        os._exit(EXIT_TRY_AGAIN)
     return 0
+
+
+def _lost(error: Exception) -> str | None:
+    """What to say if another process is gone."""
+    from jaxunlearn.sharding import hosts
+
+    return hosts.lost(error)
 
 
 def _process() -> str:

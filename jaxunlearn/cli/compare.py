@@ -6,11 +6,9 @@ from jaxunlearn.cli.parse import parse
 
 
 def main(argv: Sequence[str]) -> None:
-    import tyro
-
     from jaxunlearn.runs.settings import Compare
 
-    settings = parse(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(Compare), "compare", argv)
+    settings = parse(Compare, "compare", argv, positional=("run", "reference"))
     from jaxunlearn.runs.compare import compare
 
     compare(settings)

@@ -1,11 +1,13 @@
 """Settings from arguments, by tyro: flags, help and types all come from the settings dataclasses.
 
 `--config FILE.yaml` fills in whatever the command line does not say: a mapping from names of flags (`max-length` or
-`max_length`) to values, a list where a flag may be repeated. Runs leave such a file in their output folder.
+`max_length`) to values, a list where a flag may be repeated. Arguments that go without a flag, such as RUN of `report`,
+stand there under their names too. Every run that writes something leaves such a file with it.
 """
 
 import dataclasses
 import difflib
+import inspect
 import itertools
 import typing
 from collections.abc import Sequence
@@ -17,10 +19,11 @@ from jaxunlearn.cli.examples import shown
 Settings = TypeVar("Settings")
 
 
-def parse(settings: type[Settings], name: str, argv: Sequence[str]) -> Settings:
+def parse(settings: type[Settings], name: str, argv: Sequence[str], positional: Sequence[str] = ()) -> Settings:
     """Fill `settings` from `argv`; prints help or a usage error and exits where argparse would.
 
-    With a group `devices` the process joins the others of the run, if there are any.
+    With a group `devices` the process joins the others of the run, if there are any. `positional` are the fields
+    without a default, in their order, where they are given without a flag.
 
     Raises:
         ValueError: a configuration file that cannot be read, or holds a name that is no flag of the command; other
@@ -31,8 +34,10 @@ def parse(settings: type[Settings], name: str, argv: Sequence[str]) -> Settings:
     argv = list(argv)
     # Flags of nested groups need no prefix, and lists are given by repeating a flag.
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.UseAppendAction, tyro.conf.FlagConversionOff)
-    description = f"{settings.__doc__}\n\nOptions may also stand in a file: --config FILE.yaml\n\n{shown(name)}"
-    arguments = _switched(settings, _from_file(settings, name, argv))
+    config += (tyro.conf.PositionalRequiredArgs, tyro.conf.PositionalMetavarFromFieldName) if positional else ()
+    about = inspect.cleandoc(settings.__doc__ or "")
+    description = f"{about}\n\nOptions may also stand in a file: --config FILE.yaml\n\n{shown(name)}"
+    arguments = _from_file(settings, name, argv, positional)
     found = tyro.cli(settings, prog=f"jaxunlearn {name}", args=arguments, config=config, description=description)
     if hasattr(found, "devices"):
         # First of all: which process this is decides who speaks and who writes, and JAX cannot be told later.
@@ -40,14 +45,16 @@ def parse(settings: type[Settings], name: str, argv: Sequence[str]) -> Settings:
     return found
 
 
-def _from_file(settings: type, name: str, argv: list[str]) -> list[str]:
-    """The arguments with those of `--config` in front of them, where the command line does not give the same flag."""
+def _from_file(settings: type, name: str, argv: list[str], positional: Sequence[str]) -> list[str]:
+    """The arguments with those of `--config` in front of them, where the command line does not give the same one."""
     file, argv = _take(argv)
+    argv = _switched(settings, argv)
     if file is None:
         return argv
     known = _flags(settings)
-    given = {arg.partition("=")[0].removeprefix("--").replace("-", "_") for arg in argv if arg.startswith("--")}
-    arguments = []
+    given, alone = _told_apart(argv)
+    arguments: list[str] = []
+    places: dict[str, str] = {}
     for key, value in _read(file).items():
         flag = str(key).replace("-", "_")
         if flag not in known:
@@ -56,11 +63,32 @@ def _from_file(settings: type, name: str, argv: list[str]) -> list[str]:
             raise ValueError(f"{file}: jaxunlearn {name} has no option {key!r}; {hint}")
         if flag in given or value is None:
             continue
+        if flag in positional and isinstance(value, list):
+            raise ValueError(f"{file}: {key} holds {value!r}; give one value")
         for one in value if isinstance(value, list) else [value]:
             if isinstance(one, dict | list):
                 raise ValueError(f"{file}: {key} holds {one!r}; give a value, or a list of values for a repeated flag")
-            arguments += [f"--{flag.replace('_', '-')}", str(one)]
-    return arguments + argv
+            if flag in positional:
+                places[flag] = str(one)
+            else:
+                arguments += [f"--{flag.replace('_', '-')}", str(one)]
+    # One that is missing in both ends the list: what follows would be taken for it.
+    found = itertools.takewhile(places.__contains__, positional[len(alone) :])
+    return arguments + argv + [places[one] for one in found]
+
+
+def _told_apart(argv: list[str]) -> tuple[set[str], list[str]]:
+    """The names of the flags that are given, and what stands without one. Every flag but --help takes a value."""
+    flags, alone = set(), []
+    rest = iter(argv)
+    for arg in rest:
+        if not arg.startswith("-"):
+            alone.append(arg)
+        elif arg not in ("-h", "--help"):
+            flags.add(arg.partition("=")[0].removeprefix("--").replace("-", "_"))
+            if "=" not in arg:
+                next(rest, None)
+    return flags, alone
 
 
 def _switched(settings: type, argv: list[str]) -> list[str]:

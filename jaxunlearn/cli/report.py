@@ -6,11 +6,9 @@ from jaxunlearn.cli.parse import parse
 
 
 def main(argv: Sequence[str]) -> None:
-    import tyro
-
     from jaxunlearn.runs.settings import Report
 
-    settings = parse(tyro.conf.configure(tyro.conf.PositionalRequiredArgs)(Report), "report", argv)
+    settings = parse(Report, "report", argv, positional=("run",))
     from jaxunlearn.runs.report import report
 
     report(settings)

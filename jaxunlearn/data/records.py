@@ -118,8 +118,9 @@ def check_overlap(forget: Sequence[Record], retain: Sequence[Record]) -> None:
         twin = kept.get(normalised(record))
         if twin is not None:
             shown = shorten(record.prompt or record.completion)
-            problems.append(Problem(record.where, f"{shown} is also at {twin.where}. Remove it from one of the two."))
-    raise_if_any(problems, f"{len(problems)} of {len(forget)} forget records are in the retain set too")
+            problems.append(Problem(record.where, f"{shown} is also at {twin.where}"))
+    total = f"{len(problems)} of {len(forget)} forget records are in the retain set too"
+    raise_if_any(problems, f"{total}; remove each from one of the two")
 
 
 def normalised(record: Record) -> tuple[str, str]:

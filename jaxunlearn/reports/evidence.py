@@ -94,7 +94,8 @@ def write_report(path: str | Path, evidence: Evidence) -> Path:
     pictures = (
         figures.plane(columns, e.lead, e.floor),
         figures.losses(columns or e.attacked, e.lead),
-        figures.steps(e.history, e.stop),
+        figures.steps(e.history.get(e.lead, ()), e.stop),
+        figures.runs(e.history, e.lead),
         figures.solves(e.history.get(e.lead, ()), e.certificate),
     )
     return write_page(

@@ -24,6 +24,7 @@ CURVES = {
     "damping": "damping",
     "update_norm": "length of the step",
 }
+COMMON = ("forget_nll", "retain_nll", "retain_kl")
 
 
 class Figure(NamedTuple):
@@ -99,30 +100,36 @@ def losses(columns: Mapping[str, Result], lead: str) -> Figure | None:
     )
 
 
-def steps(history: Mapping[str, Steps], stop: float | None = None) -> Figure | None:
-    """What each run recorded step by step; `stop` is the forget loss at which it was to end."""
-    shown = {
-        name: [
-            {"step": i, **{key: step[key] for key in [*CURVES, *_watched(run)] if _finite(step.get(key))}}
-            for i, step in enumerate(run, start=1)
-        ]
-        for name, run in history.items()
-    }
-    if len(shown) > 1:
-        # Beside each other, only what all methods have in common can be compared.
-        common = ("step", "forget_nll", "retain_nll", "retain_kl")
-        shown = {name: [{k: v for k, v in step.items() if k in common} for step in run] for name, run in shown.items()}
-    if not any(len(step) > 1 for run in shown.values() for step in run):
+def steps(run: Steps, stop: float | None = None) -> Figure | None:
+    """What the run of the page recorded step by step; `stop` is the forget loss at which it was to end."""
+    shown = _shown(run, [*CURVES, *_watched(run)])
+    if not shown:
         return None
-    titles = CURVES | {key: _title(key) for run in history.values() for key in _watched(run)}
-    said = [f"{name}, {_ends(run, titles)}" for name, run in shown.items() if run]
+    titles = CURVES | {key: _title(key) for key in _watched(run)}
     where = "" if stop is None else f" The dashed line is the loss at which the run was to stop, {stop:.3f}."
     return Figure(
-        curves(shown, titles=titles, targets=None if stop is None else {"forget_nll": stop}, target_label="stop"),
+        curves({"": shown}, titles=titles, targets=None if stop is None else {"forget_nll": stop}, target_label="stop"),
         "Step by step",
         "Measured on the batch of each step, before any evaluation." + where,
-        "From the first step to the last. " + "; ".join(said) + ".",
+        f"From the first step to the last of {_ends(shown, titles)}.",
         "steps",
+    )
+
+
+def runs(history: Mapping[str, Steps], lead: str) -> Figure | None:
+    """Several runs beside each other, by what all methods have in common; None where there are no two."""
+    shown = {name: found for name, run in history.items() if (found := _shown(run, COMMON))}
+    if len(shown) < 2:
+        return None
+    said = [f"{name}, {_ends(run, CURVES)}" for name, run in shown.items()]
+    own = f" This page is about “{lead}”." if lead in shown else ""
+    return Figure(
+        curves(shown, titles=CURVES),
+        f"{len(shown)} runs, step by step",
+        "Every run from its own first step, measured on its own batches: compare where lines go rather than small "
+        "differences between them." + own,
+        "From the first step to the last. " + "; ".join(said) + ".",
+        "runs",
     )
 
 
@@ -164,6 +171,14 @@ def _losses(result: Result) -> Losses | None:
 
 def _aggregate(result: Result, metric: str) -> float | None:
     return result.get(metric, {}).get("agg_value")
+
+
+def _shown(run: Steps, keys: Sequence[str]) -> list[dict[str, float]]:
+    """Steps with the numbers that can be drawn; empty where there is none."""
+    found = [
+        {"step": i, **{key: step[key] for key in keys if _finite(step.get(key))}} for i, step in enumerate(run, start=1)
+    ]
+    return found if any(len(step) > 1 for step in found) else []
 
 
 def _finite(value: Any) -> bool:

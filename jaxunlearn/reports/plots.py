@@ -25,8 +25,10 @@ COLOURS = {
     "retrained": PALETTE["green"],
 }
 MARKERS = {"before": "s", "method": "o", "lead": "D", "retrained": "*"}
-_LEGEND_COLUMNS = 4
 _SERIES = tuple(PALETTE.values())
+# Colour is not the only difference (WCAG 2, 1.4.1): lines are told apart in grey print as well, and 24 runs in all.
+_DASHES = ("solid", (0, (5, 2)), (0, (1, 1.3)), (0, (7, 2, 1, 2)))
+_DOTS = ("o", "s", "^", "D")
 
 
 class Point(NamedTuple):
@@ -120,20 +122,26 @@ def curves(
         >>> len(curves({"npo": [{"forget_loss": 0.1}, {"forget_loss": 2.0}]})) > 1000
         True
     """
+    from matplotlib.ticker import MaxNLocator
+
     names = list(dict.fromkeys(key for steps in history.values() for step in steps for key in step if key != "step"))
     if not names:
         raise ValueError("the history holds no step with a value to draw")
     across = min(3, len(names))
     down = -(-len(names) // across)
-    legend_rows = -(-len(history) // _LEGEND_COLUMNS) if len(history) > 1 else 0
+    # A letter is about 5.5 points wide, and a column of the legend has a line and a margin of 66 besides.
+    columns = min(4, max(1, int(640 / (66 + 5.5 * max(map(len, history))))))
+    legend_rows = -(-len(history) // columns) if len(history) > 1 else 0
     figure, axes = sheet(down, across, (9.0, 2.7 * down + 0.27 * legend_rows))
     for ax, name in zip(axes, names, strict=False):
         for index, (run, steps) in enumerate(history.items()):
             at = [step.get("step", i) for i, step in enumerate(steps) if name in step]
             values = [float(step[name]) for step in steps if name in step]
+            marker = "." if len(at) < 2 else "" if index % 8 < 4 else _DOTS[index % 4]
             ax.plot(
-                at, values, color=_SERIES[index % len(_SERIES)], linewidth=1.8, label=run, marker="." * (len(at) < 2)
-            )
+                at, values, color=_SERIES[index % len(_SERIES)], linestyle=_DASHES[index % 4], linewidth=1.8, label=run,
+                marker=marker, markersize=4 if len(at) > 1 else None, markevery=max(1, len(at) // 8),
+            )  # fmt: skip
         if targets and name in targets:
             ax.axhline(targets[name], color=INK, linewidth=1, linestyle=(0, (4, 3)), alpha=0.7)
             ax.annotate(
@@ -150,13 +158,15 @@ def curves(
             (titles or {}).get(name, name.replace("_", " ")), loc="left", fontsize=10, color=INK, parse_math=False
         )
         ax.set_xlabel("step", color=INK, fontsize=9)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     for ax in axes[len(names) :]:
         ax.set_visible(False)
     top = 1.0
     if len(history) > 1:
         legend = figure.legend(
-            axes[0].get_lines()[: len(history)], list(history), ncols=_LEGEND_COLUMNS, frameon=False, loc="upper left"
-        )
+            axes[0].get_lines()[: len(history)], list(history), ncols=columns, handlelength=3.6, frameon=False,
+            loc="upper left",
+        )  # fmt: skip
         for text in legend.get_texts():
             text.set(parse_math=False, color=INK)
         top = 1 - (0.1 + 0.24 * legend_rows) / figure.get_figheight()

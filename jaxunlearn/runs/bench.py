@@ -92,7 +92,8 @@ def bench(settings: Bench) -> list[Row]:
         )
         reporter.console.print(table(rows, settings.batch * settings.length, peak, title))
         reporter.say(
-            f"the ceiling: {peak / 1e9:,.0f} GFLOP/s in one large matrix product of {settings.dtype}, a device"
+            f"gradients: time over that of the gradient. Times the floor: time over what the GFLOP take at "
+            f"{peak / 1e9:,.0f} GFLOP/s, the speed of one large matrix product of {settings.dtype} on a device here"
         )
         if settings.out is not None:
             facts: dict[str, Any] = {

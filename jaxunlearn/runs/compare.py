@@ -19,7 +19,11 @@ def compare(settings: Compare) -> dict[str, Any]:
     Raises:
         ValueError: bad input, or an existing output file.
     """
-    records.refuse_files(out=settings.out, open_unlearning=settings.open_unlearning)
+    if settings.out is None:
+        records.refuse_result(settings.open_unlearning, "--open-unlearning")
+    else:
+        records.refuse_result(settings.out)
+        records.refuse_files(open_unlearning=settings.open_unlearning)
     if settings.examples is not None and settings.examples < 1:
         raise ValueError(f"--examples {settings.examples}: give a number of at least 1")
     run = read_log(settings.run, settings.column)
@@ -41,6 +45,9 @@ def compare(settings: Compare) -> dict[str, Any]:
         if converted is not None:
             evals.write_result(settings.open_unlearning, converted)
             reporter.say(f"{settings.run} in OpenUnlearning's form -> {settings.open_unlearning}")
+        written = settings.out or settings.open_unlearning
+        if written is not None:
+            records.write_options(written, "compare", settings)
     return found
 
 

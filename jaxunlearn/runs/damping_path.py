@@ -96,18 +96,7 @@ def newton_space(
         ValueError: the forget gradient is zero or not finite, so there is no direction to start from.
     """
 
-    loss = Objective(((1.0, NLL("forget")),), microbatch)
-
-    def run(params: Params, batch: UnlearnBatch) -> tuple[Tridiagonalization, Array | None]:
-        _, g = loss.value_and_grad(model, params, batch)
-        T = lanczos(curvature(model, params, batch.retain), g, steps)
-        if isinstance(curvature, GaussNewton):
-            return T, None
-        G = GaussNewton(microbatch)(model, params, batch.retain)
-        # One product at a time: k of them side by side would hold k tangents of every activation.
-        return T, block.gram(T.basis, block_product(G, T.basis, batch_size=1))
-
-    T, metric = jax.jit(run)(params, batch)
+    T, metric = jax.jit(partial(lanczos_run, model, curvature, steps, microbatch))(params, batch)
     k = int(T.steps)
     if k == 0:
         raise ValueError(
@@ -117,6 +106,19 @@ def newton_space(
     matrix = np.asarray(on_host(dense(T)), np.float64)[:k, :k]
     metric = matrix if metric is None else np.asarray(on_host(metric), np.float64)[:k, :k]
     return NewtonSpace(T, matrix, (metric + metric.T) / 2, float(T.norm), float(T.residual_norm))
+
+
+def lanczos_run(
+    model: Model, curvature: Curvature, steps: int, microbatch: int | None, params: Params, batch: UnlearnBatch
+) -> tuple[Tridiagonalization, Array | None]:
+    """The run of `newton_space`, and `Q G Q^T` unless that is its T."""
+    _, g = Objective(((1.0, NLL("forget")),), microbatch).value_and_grad(model, params, batch)
+    T = lanczos(curvature(model, params, batch.retain), g, steps)
+    if isinstance(curvature, GaussNewton):
+        return T, None
+    G = GaussNewton(microbatch)(model, params, batch.retain)
+    # One product at a time: k of them side by side would hold k tangents of every activation.
+    return T, block.gram(T.basis, block_product(G, T.basis, batch_size=1))
 
 
 def damping_path(space: NewtonSpace, dampings: Float[np.ndarray, " d"], *, products: int | None = None) -> DampingPath:
@@ -186,20 +188,21 @@ def measure_path(
     advance: Callable[[], None] | None = None,
 ) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, " d"]]:
     """What the full steps of a path do: KL on retain, and the rise of the loss on forget. Two forward passes a step."""
-    try_step = jax.jit(partial(_try, model))
+    tried = jax.jit(partial(try_step, model))
     found = []
     for y in path.coordinates:
         padded = np.pad(y, (0, space.run.diagonal.shape[0] - y.size)).astype(np.float32)
-        found.append(on_host(try_step(params, batch, space.run, jnp.asarray(padded))))
+        found.append(on_host(tried(params, batch, space.run, jnp.asarray(padded))))
         if advance is not None:
             advance()
     kl, gain = np.array(found, np.float64).reshape(-1, 2).T
     return kl, gain
 
 
-def _try(
+def try_step(
     model: Model, params: Params, batch: UnlearnBatch, run: Tridiagonalization, y: Float[Array, " k"]
 ) -> tuple[Array, Array]:
+    """KL on retain and rise of the loss on forget of the step `Q^T y`."""
     step = krylov.combine(run, y)
     after = jax.tree.map(lambda p, d: (p + d).astype(p.dtype), params, step)
     rise = _mean(*losses.nll(model, after, batch.forget)) - _mean(*losses.nll(model, params, batch.forget))

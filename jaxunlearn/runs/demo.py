@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from jaxunlearn import data, evals, methods, models
 from jaxunlearn.evals import Result
+from jaxunlearn.files import write_new
+from jaxunlearn.runs import record as records
 from jaxunlearn.runs.comparison import Comparison, Outcome, closest, table, write, write_rows
 from jaxunlearn.runs.fit import fit
 from jaxunlearn.runs.forget import forget
@@ -89,6 +91,7 @@ def demo(settings: Demo) -> Path:
         with reporter.stage("writing the report and three checkpoints", 1) as stage:
             write_rows(out / "data", _files(corpus))
             write(out, found)
+            write_new(out / records.CONFIG, records.configuration("demo", settings).encode())
             stage.advance()
         reporter.say(f"closest to the retrained model of those that kept 99%: {found.best}")
         reporter.say(f"{time.monotonic() - start:.0f} s in all; open {out / 'report.html'}")

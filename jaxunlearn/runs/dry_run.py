@@ -7,6 +7,7 @@ most are compiled for the devices that are here, from shapes, as `jaxunlearn pla
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,18 +15,20 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn import losses
+from jaxunlearn.curvature import GaussNewton, Hessian
 from jaxunlearn.curvature.kronecker import Settings, kronecker_factors
 from jaxunlearn.data import Encoded, PackedRow, batches, shapes_of, steps_per_epoch
-from jaxunlearn.runs.budget import Form, choose, method_in, problem_for
+from jaxunlearn.runs import scoring_budget
+from jaxunlearn.runs.budget import Form, choose, choose_training, method_in, problem_for, training_step
 from jaxunlearn.runs.facts import size_text
-from jaxunlearn.runs.fit import initial, program
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.needs import Work, disk, needs, size_of
 from jaxunlearn.runs.options import options_of
 from jaxunlearn.runs.prepared import Prepared, batch_sizes, prompts_of
-from jaxunlearn.runs.programs import PROGRAMS, Program, abstract, beside, model_of, state_of
+from jaxunlearn.runs.programs import PROGRAMS, Program, abstract, model_of, state_of
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.settings import Attack, Evaluate, Finetune, StoreCurvature, Unlearn
+from jaxunlearn.runs.settings import Attack, Evaluate, Finetune, Spectrum, StoreCurvature, Unlearn
+from jaxunlearn.runs.spectrum_work import work_of
 from jaxunlearn.types import Batch, TokenBatch
 
 
@@ -71,21 +74,21 @@ def finetune(
     with _told("finetune", settings.out) as (reporter, rows):
         found = Checkpoint.read(settings.model)
         mesh = settings.devices.make_mesh(alone=True)
-        model, params = model_of(found.config, mesh, dtypes=found.dtypes)
-        batch = abstract(next(batches(rows_of_them, settings.batch_size)).batch, mesh)
+        asked, form = (settings, rows_of_them, found, mesh, steps), Form()
         rows["model"] = found.told()
         rows |= _sets(data=records)
+        if settings.memory_budget is not None:
+            form, _ = choose_training(*asked, reporter.say)
+            rows["within"] = f"{settings.memory_budget} a device: {form}"
+        step = training_step(*asked, form)
+        state, batch = step[1]
         shared = "" if settings.pack is None else f", {len(rows_of_them)} rows of several records"
         rows["training"] = (
             f"at most {settings.epochs} epochs, {steps} steps of {settings.batch_size}, {batch.tokens.shape[1]} tokens "
             f"long{shared}"
         )
-        state = beside(
-            jax.eval_shape(lambda p: initial(p, 1e-3, settings.weight_decay, 1, steps), params), params, mesh
-        )
-        step = program(model, 1e-3, settings.weight_decay, 1, steps)
         if settings.private.private_epsilon is None and settings.private.noise_multiplier is None:
-            rows |= needs([Work("a step", (step, (state, batch), (0,)), steps)], mesh, reporter)
+            rows |= needs([Work("a step", step, steps)], mesh, reporter)
         else:
             at_once = 8 if settings.private.private_rows is None else settings.private.private_rows
             least = size_of(state) + at_once * found.parameters * 4
@@ -129,6 +132,11 @@ def evaluate(settings: Evaluate, folders: dict[str, Path], texts: Sequence[Encod
         rows["texts"] = f"{_size_of(texts)}, scored under each of {len(folders)} models"
         if generates:
             rows["answers"] = f"written besides, up to {settings.new_tokens} tokens each, or as a suite says"
+        if settings.memory_budget is not None:
+            mesh = settings.devices.make_mesh(alone=True)
+            at_once = scoring_budget.choose(settings, folders, texts, mesh, reporter.say, writes=generates)
+            rows["within"] = f"{settings.memory_budget} a device: {at_once}"
+            settings = replace(settings, batch_size=at_once.scored)
         rows |= _scoring(settings, models_here["after"], texts, len(folders), reporter)
 
 
@@ -141,6 +149,29 @@ def attack(settings: Attack, folders: dict[str, Path], texts: Sequence[Encoded],
         rows["tests"] = ", ".join(families)
         rows["texts"] = f"{_size_of(texts)}; every test reads some of them once or several times"
         rows |= _scoring(settings, models_here["after"], texts, len(folders) * len(families), reporter)
+
+
+def spectrum(settings: Spectrum, asked: Unlearn, ready: Prepared, curvature: GaussNewton | Hessian) -> None:
+    """Tells what `jaxunlearn spectrum` would do; `asked` is the run of `unlearn` whose first step it takes."""
+    with _told("spectrum", settings.out) as (reporter, rows):
+        found = Checkpoint.read(ready.folder)
+        rows["model"] = found.told()
+        rows |= _sets(forget=ready.forget, retain=ready.retain)
+        sizes = batch_sizes(asked, len(ready.forget), len(ready.retain))
+        mesh = settings.devices.make_mesh(alone=True)
+        problem = problem_for(asked, ready, found, mesh)
+        rows["batch"] = (
+            f"{sizes[0]} forget and {sizes[1]} retain records, {problem.batch.forget.tokens.shape[1]} tokens long"
+        )
+        rows["products"] = (
+            f"{settings.probes} probes of {settings.steps} on retain and on forget each, {settings.steps} for the "
+            f"damping path and its {settings.tries} trials; one step of {asked.method}"
+        )
+        rows |= needs(
+            work_of(settings, problem, ready.method, curvature, curvature.microbatch, _products(asked)), mesh, reporter
+        )
+        # Four pictures, two densities, and of every node three numbers as JSON.
+        rows["disk"] = disk(settings.out, 600_000 + 2 * settings.probes * settings.steps * 66)
 
 
 @contextmanager

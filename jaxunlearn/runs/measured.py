@@ -6,6 +6,7 @@ files that are only found nearby are taken when they are about these weights and
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -43,6 +44,8 @@ class Measured(NamedTuple):
         costs: rows that a comparison brings along.
         doubts: why the numbers may be about something else.
         nearby: all files in the folder and beside it that are about these weights, on whatever records.
+        sources: column to the file that it is from, and its name there.
+        settings: with all files named that were found by looking around, for another time.
     """
 
     evaluations: list[Results]
@@ -53,6 +56,8 @@ class Measured(NamedTuple):
     costs: dict[str, dict[str, float | str]]
     doubts: list[str]
     nearby: list[Results]
+    sources: dict[str, tuple[Results, str]]
+    settings: Report
 
 
 def unlearned_in(folder: Path) -> Path:
@@ -80,32 +85,61 @@ def measure(settings: Report, run: Run) -> Measured:
     Raises:
         ValueError: a file that is none of ours, or that cannot be compared with the others.
     """
-    nearby = [one for one in results_in(run.folder, run.folder.parent) if one.column_of(run.folder, run.weights)]
+    nearby = _about(run)
     near = [one for one in nearby if one.suite is not None or same_records(one, run.record)]
     evaluations = [read_results(path) for path in settings.evaluation]
     evaluations = evaluations or [one for one in near if one.command != "attack"]
     attack = next((one for one in near if one.command == "attack"), None)
     attack = attack if settings.attack is None else read_results(settings.attack)
     columns: dict[str, Result] = {}
+    sources: dict[str, tuple[Results, str]] = {}
     costs: dict[str, dict[str, float | str]] = {}
     floor = {}
     for one in reversed(evaluations):
         names = _names(one, run)
         for name, result in one.columns.items():
             columns[names[name]] = columns.get(names[name], {}) | result
+            sources[names[name]] = one, name
         for row, values in one.costs.items():
             costs[row] = {names.get(name, name): value for name, value in values.items()}
         floor |= one.floor
     reference = next((one.weights.get("retrained") for one in evaluations if one.weights.get("retrained")), None)
     if settings.seed_floor is not None:
         floor = _floor(settings, run, reference)
+    settings = replace(
+        settings,
+        evaluation=tuple(one.path for one in evaluations),
+        attack=attack and attack.path,
+        compare=tuple(_result_of(path, run) if path.is_dir() else path for path in settings.compare),
+    )
     for path in settings.compare:
-        columns |= _compared(read_results(path), run, reference)
+        if not path.is_dir():
+            one = read_results(path)
+            for label, name in _compared(one, run, reference).items():
+                # Two folders may each hold an evaluation.json.
+                label = f"{path.absolute().parent.name}/{label}" if label in columns else label
+                columns[label], sources[label] = one.columns[name], (one, name)
     attacked = {} if attack is None else {_names(attack, run)[name]: found for name, found in attack.columns.items()}
     ordered = sorted(columns, key=lambda name: (name != "before") + (name == "retrained"))
     files = [*evaluations, *([attack] if attack else [])]
     columns = {name: columns[name] for name in ordered}
-    return Measured(evaluations, attack, columns, attacked, floor, costs, _doubts(settings, run, files), nearby)
+    doubts = _doubts(settings, run, files)
+    return Measured(evaluations, attack, columns, attacked, floor, costs, doubts, nearby, sources, settings)
+
+
+def _about(run: Run) -> list[Results]:
+    """The result files in the folder and beside it that are about its weights, the newest first."""
+    return [one for one in results_in(run.folder, run.folder.parent) if one.column_of(run.folder, run.weights)]
+
+
+def _result_of(folder: Path, run: Run) -> Path:
+    """The newest evaluation of another unlearned folder on the same records; the folder itself if there is none."""
+    home = unlearned_in(folder)
+    other = Run(home, records.read_record(home) or {}, records.digest(home))
+    if other.weights == run.weights:
+        raise ValueError(f"--compare {folder}: that is the model that the page is about; leave it out")
+    fit = (one for one in _about(other) if one.command != "attack")
+    return next((one.path for one in fit if one.suite is not None or same_records(one, run.record)), folder)
 
 
 def _names(one: Results, run: Run) -> dict[str, str]:
@@ -165,8 +199,8 @@ def _floor(settings: Report, run: Run, reference: str | None) -> dict[str, float
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _compared(one: Results, run: Run, reference: str | None) -> dict[str, Result]:
-    """The unlearned models of another evaluation, by the name of the file or, of several, of their folders."""
+def _compared(one: Results, run: Run, reference: str | None) -> dict[str, str]:
+    """The columns of the unlearned models of another evaluation, by the file's name or, of several, their folders'."""
     _refuse_other_reference("--compare", one, reference)
     if one.suite is None and not same_records(one, run.record):
         raise ValueError(f"--compare {one.path} was measured on other records to be forgotten; leave it out")
@@ -175,8 +209,8 @@ def _compared(one: Results, run: Run, reference: str | None) -> dict[str, Result
     if not others:
         raise ValueError(f"--compare {one.path} holds no other unlearned model; leave it out")
     if len(others) == 1:
-        return {one.path.stem: one.columns[others[0]]}
-    return {Path(one.models.get(name, name)).name: one.columns[name] for name in others}
+        return {one.path.stem: others[0]}
+    return {Path(one.models.get(name, name)).name: name for name in others}
 
 
 def _refuse_other_reference(flag: str, one: Results, reference: str | None) -> None:

@@ -31,12 +31,14 @@ class Work(NamedTuple):
         program: what is compiled.
         times: how often it runs.
         loops: how often a solver's loop in it runs at most.
+        held: bytes on a device that lie there meanwhile and are no arguments of the program.
     """
 
     name: str
     program: Program
     times: int
     loops: int = 1
+    held: int = 0
 
 
 def needs(work: Sequence[Work], mesh: Mesh, reporter: Reporter) -> dict[str, str]:
@@ -47,11 +49,17 @@ def needs(work: Sequence[Work], mesh: Mesh, reporter: Reporter) -> dict[str, str
         with reporter.stage(f"compiling {one.name}", 1) as stage:
             found.append(compiled(one.name, one.program, mesh, machine, loops=one.loops))
             stage.advance()
-    most = max(found, key=lambda estimate: estimate.total)
-    verdict = {True: "fits", False: "[red]does not fit[/red]", None: "unknown"}[most.fits]
+    most, held = max(
+        ((estimate, one.held) for estimate, one in zip(found, work, strict=True)),
+        key=lambda pair: pair[0].total + pair[1],
+    )
+    total = most.total + held
+    fits = most.memory is not None and total <= most.memory
+    verdict = "fits" if fits else "[red]does not fit[/red]"
     has = "what a device has is unknown" if most.memory is None else f"of {size_text(most.memory)}: {verdict}"
     parts = (most.arguments, most.results, most.temporaries)
     split = "weights and state {}, results {}, temporaries {}".format(*map(size_text, parts))
+    split += f", held meanwhile {size_text(held)}" if held else ""
     times = [estimate.seconds["products"] * one.times for estimate, one in zip(found, work, strict=True)]
     each = "; ".join(
         f"{one.name}: {one.times} x {estimate.flops * mesh.size:.3g} FLOPs"
@@ -60,7 +68,7 @@ def needs(work: Sequence[Work], mesh: Mesh, reporter: Reporter) -> dict[str, str
     speed = machine.chip.flops * mesh.size
     return {
         "devices": f"{mesh.size} x {machine.chip.name}, mesh {', '.join(f'{n} {s}' for n, s in mesh.shape.items())}",
-        "memory": f"{size_text(most.total)} a device in {most.program}, {has} ({split})",
+        "memory": f"{size_text(total)} a device in {most.program}, {has} ({split})",
         "time": f"at least {duration(sum(times))} at the {speed:.3g} FLOPs/s of a large product here ({each}); "
         f"compiling took {duration(sum(estimate.compiling for estimate in found))}",
     }

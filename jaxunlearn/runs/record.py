@@ -39,12 +39,12 @@ def refuse_files(**outputs: Path | None) -> None:
             require_room(path)
 
 
-def refuse_result(out: Path | None) -> None:
-    """The same for a result file `--out` beside which `write_options` will leave the options of the run."""
-    refuse_files(out=out)
+def refuse_result(out: Path | None, flag: str = "--out") -> None:
+    """The same for a result file beside which `write_options` will leave the options of the run."""
+    refuse_files(**{flag.removeprefix("--").replace("-", "_"): out})
     if out is not None and beside(out).exists():
         raise ValueError(
-            f"--out {out}: the options of the run would be written to {beside(out)}, which exists already; choose "
+            f"{flag} {out}: the options of the run would be written to {beside(out)}, which exists already; choose "
             "another name"
         )
 
@@ -153,8 +153,15 @@ def write_options(out: Path, command: str, settings: Any) -> None:
 
 
 def configuration(command: str, settings: Any, file: str = CONFIG, out: str = "NEW-FOLDER") -> str:
-    """All options of a run as YAML, by the names of their flags: what `--config` reads again."""
+    """All options of a run as YAML, by the names of their flags: what `--config` reads again.
+
+    Nothing is overwritten, so the first line says which outputs need another name: `--out`, and all fields that the
+    settings mark as one.
+    """
     import yaml
+
+    marked = [one.name for one in fields(settings) if one.metadata.get("output") and getattr(settings, one.name)]
+    others = "".join(f" --{name.replace('_', '-')} NEW-FILE" for name in marked)
 
     def plain(value: Any) -> Any:
         if isinstance(value, tuple):
@@ -163,7 +170,7 @@ def configuration(command: str, settings: Any, file: str = CONFIG, out: str = "N
 
     lists = {name: plain(value) for name, value in _options(settings)}
     text = yaml.safe_dump(lists, sort_keys=False, allow_unicode=True, width=120)
-    return f"# jaxunlearn {command} --config {file} --out {out} runs this again.\n{text}"
+    return f"# jaxunlearn {command} --config {file} --out {out}{others} runs this again.\n{text}"
 
 
 def _options(settings: Any) -> Iterator[tuple[str, Any]]:

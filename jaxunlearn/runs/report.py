@@ -9,6 +9,7 @@ from typing import Any
 from jaxunlearn.reports import Evidence, Identity, number, verdict_of, write_report
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.answers import shown_text
+from jaxunlearn.runs.histories import histories
 from jaxunlearn.runs.measured import LEAD, Measured, Run, measure, same_records, unlearned_in
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.results import locate
@@ -33,13 +34,16 @@ def report(settings: Report) -> Path:
     """
     folder = unlearned_in(settings.run)
     out = settings.run / "report.html" if settings.out is None else settings.out
-    records.refuse_files(out=out)
+    records.refuse_result(out)
     with Reporter() as reporter:
         with reporter.stage("checking hashes", 1) as stage:
             run = Run(folder, records.read_record(folder), records.digest(folder))
-            evidence = _evidence(settings, run, measure(settings, run))
+            found = measure(settings, run)
+            evidence = _evidence(found.settings, run, found)
             stage.advance()
         write_report(out, evidence)
+        # With the evidence that was found by looking around, which may be another tomorrow.
+        records.write_options(out, "report", found.settings)
         reporter.say(verdict_of(evidence).headline)
         reporter.say(f"the evidence, and what was not measured -> {out}")
     return out
@@ -66,7 +70,7 @@ def _evidence(settings: Report, run: Run, found: Measured) -> Evidence:
         costs=found.costs,
         attacked=found.attacked,
         doubts=found.doubts,
-        history={LEAD: record.get("history", [])},
+        history=histories(run, found),
         stop=record.get("stop_at_nll"),
         certificate=record.get("certificate", {}),
         answers=answers,

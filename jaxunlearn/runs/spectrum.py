@@ -24,6 +24,7 @@ from jaxunlearn.files import new_folder
 from jaxunlearn.methods import Method
 from jaxunlearn.reports.damping_plot import Curves, Taken, Tried, damping_picture
 from jaxunlearn.reports.spectrum_plot import Panel, spectrum_picture
+from jaxunlearn.runs import dry_run
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.damping_path import NewtonSpace, damping_of, damping_path, measure_path, newton_space
 from jaxunlearn.runs.eigenvalues import estimates_of, panel_of, rounding_of, spectrum_of
@@ -32,7 +33,7 @@ from jaxunlearn.runs.prepared import batch_sizes, prepare
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Spectrum as Settings
 from jaxunlearn.runs.settings import Unlearn
-from jaxunlearn.sharding import on_host, shard_batch
+from jaxunlearn.sharding import on_host
 from jaxunlearn.solvers import Spectrum, Status
 from jaxunlearn.types import Model, Params, UnlearnBatch
 from jaxunlearn.unlearn import init, unlearn_step
@@ -42,7 +43,7 @@ NAMES = {"gauss-newton": "Gauss-Newton matrix", "hessian": "Hessian"}
 
 
 def spectrum(settings: Settings) -> Path:
-    """Run it; returns the output folder.
+    """Run it; returns the output folder, which `--dry-run` does not make.
 
     Raises:
         ValueError: bad input, overlap of forget and retain, or an existing output folder, before any weight is loaded.
@@ -56,12 +57,15 @@ def spectrum(settings: Settings) -> Path:
     options |= hyperparameters(asked.method, settings.option)
     kind = GaussNewton if settings.curvature == "gauss-newton" else Hessian
     curvature, start = kind(options["microbatch"]), time.monotonic()
+    if settings.dry_run:
+        dry_run.spectrum(settings, asked, ready, curvature)
+        return settings.out
     sizes = batch_sizes(asked, len(ready.forget), len(ready.retain))
     first = next(data.pair(ready.forget, ready.retain, sizes[0], retain_size=sizes[1], seed=settings.seed))
     with Reporter() as reporter:
         mesh = settings.devices.make_mesh()
         model, params = models.load(settings.model, mesh=mesh)
-        batch = shard_batch(first.batch, mesh)
+        batch = first.on(mesh)
         panels, facts = {}, {}
         for name in ("retain", "forget"):
             part = getattr(batch, name)
@@ -75,13 +79,15 @@ def spectrum(settings: Settings) -> Path:
             panels[name] = panel_of(found, about, psd=kind is GaussNewton)
             facts[name] = _facts(found, panels[name])
             reporter.say(f"{about}; {panels[name].note}")
-        with reporter.stage("damping path", 2 + settings.tries) as stage:
+        with reporter.stage("damping path", 1) as stage:
             space = newton_space(
                 model, params, batch, curvature, steps=settings.steps, microbatch=options["microbatch"]
             )
             stage.advance()
+        with reporter.stage(f"first step of {asked.method}", 1) as stage:
             taken, solved = first_step(ready.method, model, params, batch, seed=settings.seed)
             stage.advance()
+        with reporter.stage("steps tried", settings.tries) as stage:
             curves = curves_of(
                 model, params, batch, space, taken,
                 max_kl=options["max_kl"], method=asked.method, tries=settings.tries, advance=stage.advance,
@@ -154,7 +160,8 @@ def curves_of(
 
 def _as_unlearn(settings: Settings) -> Unlearn:
     """The run of `unlearn` whose first step is looked at."""
-    names = ("model", "forget", "retain", "out", "option", "batch_size", "retain_size", "seed", "text", "devices")
+    names = ("model", "forget", "retain", "out", "option", "batch_size", "retain_size", "seed", "dry_run", "text",
+             "devices")  # fmt: skip
     given = {name: getattr(settings, name) for name in names}
     return Unlearn(**given, method=METHODS[settings.curvature])
 
@@ -201,8 +208,8 @@ def _finite(values: np.ndarray) -> np.ndarray:
 def _in_words(curves: Curves) -> str:
     taken = curves.taken
     told = (
-        f"first step of {curves.method}: damping {taken.damping:.3g}, brought by {taken.factor:.3g} to a KL on retain "
-        f"of {taken.kl:.2e} predicted, {taken.kl_measured:.2e} measured; forget loss {taken.gain:+.2e} predicted, "
+        f"first step of {curves.method}: damping {taken.damping:.3g}, scaled by {taken.factor:.3g}; KL on retain "
+        f"{taken.kl:.2e} predicted, {taken.kl_measured:.2e} measured; forget loss {taken.gain:+.2e} predicted, "
         f"{taken.gain_measured:+.2e} measured"
     )
     if curves.damping_at_bound is not None:

@@ -110,6 +110,11 @@ TRACKERS: dict[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": WeightsAndBiases,
 }
+SHOWN_BY = {
+    "tensorboard": "tensorboard --logdir {folder} shows them",
+    "wandb": "wandb sync {folder}/wandb/offline-run-* uploads them, if they were kept offline",
+}
+"""What to do with them, by tracker."""
 
 
 def open_trackers(

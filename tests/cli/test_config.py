@@ -1,6 +1,8 @@
 """Options from a YAML file: what it says holds unless the command line says otherwise, and mistakes are named."""
 
-from dataclasses import dataclass, replace
+import types
+import typing
+from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,9 @@ import yaml
 
 from jaxunlearn.cli import main
 from jaxunlearn.cli.parse import parse
+from jaxunlearn.runs import settings as known
 from jaxunlearn.runs.record import configuration, refuse_result, write_options
-from jaxunlearn.runs.settings import Attack, Bench, CanaryScore, Evaluate, Plan, Unlearn
+from jaxunlearn.runs.settings import Unlearn
 
 GIVEN = {
     "model": "tuned",
@@ -49,25 +52,103 @@ def test_the_resolved_options_of_a_run_read_back_as_the_same_settings(file):
     assert parse(Unlearn, "unlearn", ["--config", file(text)]) == first
 
 
-RESULTS = {
-    "evaluate": (Evaluate, ["--model", "m", "--forget", "f", "--more-model", "a", "--more-model", "b", "--limit", "3"]),
-    "attack": (Attack, ["--model", "m", "--forget", "f", "--only", "lens", "--relearn-share", "0.25"]),
-    "canary score": (CanaryScore, ["--model", "m", "--key", "k", "--method", "sampled"]),
-    "plan": (Plan, ["--model", "m", "--topology", "cpu:8", "--program", "step", "--smallest"]),
-    "bench": (Bench, ["--size", "1M", "--rounds", "2"]),
+WRITERS = {
+    "finetune": (known.Finetune, ()),
+    "unlearn": (known.Unlearn, ()),
+    "curvature": (known.StoreCurvature, ()),
+    "evaluate": (known.Evaluate, ()),
+    "compare": (known.Compare, ("run", "reference")),
+    "attack": (known.Attack, ()),
+    "report": (known.Report, ("run",)),
+    "canary insert": (known.CanaryInsert, ()),
+    "canary score": (known.CanaryScore, ()),
+    "spectrum": (known.Spectrum, ()),
+    "plan": (known.Plan, ()),
+    "bench": (known.Bench, ()),
+    "demo": (known.Demo, ()),
 }
 
 
-@pytest.mark.parametrize("command", RESULTS)
-def test_options_stand_beside_a_result_file_and_run_it_again(command, tmp_path):
-    settings, argv = RESULTS[command]
-    first = parse(settings, command, [*argv, "--out", str(tmp_path / "numbers.json")])
+def written(settings, positional=()):
+    """Arguments that give every option that is recorded a value that is not its default."""
+    alone, flags = [], []
+    for field in fields(settings):
+        kind = typing.get_type_hints(settings)[field.name]
+        if not field.metadata.get("recorded", True):
+            continue
+        if is_dataclass(kind):
+            flags += written(kind)
+        elif field.name in positional:
+            alone.append(f"a {field.name}: here.json")
+        else:
+            flags += [part for one in values(field, kind) for part in (f"--{field.name.replace('_', '-')}", str(one))]
+    return [*alone, *flags]
+
+
+def values(field, kind):
+    if typing.get_origin(kind) is tuple:
+        return values(field, typing.get_args(kind)[0]) + values(field, typing.get_args(kind)[0])[::-1]
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
+        kind = next(one for one in typing.get_args(kind) if one is not type(None))
+    if typing.get_origin(kind) is typing.Literal:
+        return [one for one in typing.get_args(kind) if one != field.default][-1:]
+    return [{bool: not field.default, int: 7, float: 1e-5}.get(kind, f"no: {field.name} # ü")]
+
+
+@pytest.mark.parametrize("command", WRITERS)
+def test_all_options_of_a_command_with_an_output_read_back_from_the_file_beside_it(command, tmp_path):
+    settings, positional = WRITERS[command]
+    argv = [*written(settings, positional), "--out", str(tmp_path / "numbers.json")]
+    first = parse(settings, command, argv, positional)
     refuse_result(first.out)
     write_options(first.out, command, first)
+    assert yaml.safe_load((tmp_path / "numbers.yaml").read_text()).keys() >= {
+        arg.removeprefix("--").replace("-", "_") for arg in argv if arg.startswith("--")
+    }
     again = ["--config", str(tmp_path / "numbers.yaml"), "--out", str(tmp_path / "again.json")]
-    assert parse(settings, command, again) == replace(first, out=tmp_path / "again.json")
+    assert parse(settings, command, again, positional) == replace(first, out=tmp_path / "again.json")
     with pytest.raises(ValueError, match=r"numbers\.yaml, which exists already"):
         refuse_result(first.out)
+
+
+def test_every_command_with_an_output_is_in_the_table():
+    writers = [one for name in known.__all__ if is_dataclass(one := getattr(known, name))]
+    assert {one for one, _ in WRITERS.values()} == {
+        one for one in writers if "out" in {field.name for field in fields(one)}
+    }
+
+
+PLACES = [  # the file, the command line, what holds
+    ({"run": "a", "reference": "b"}, [], ("a", "b")),
+    ({"run": "a", "reference": "b"}, ["x"], ("x", "b")),
+    ({"run": "a", "reference": "b"}, ["--seed", "1", "x", "--column", "y", "z"], ("x", "z")),
+    ({"reference": "b"}, ["--seed=1", "x"], ("x", "b")),
+    ({"reference": "b"}, [], "Result of the model in question"),  # b is not taken for RUN
+    ({"run": "a"}, [], "Result of the reference"),
+    ({"run": ["a", "b"]}, [], ValueError),
+]
+
+
+@pytest.mark.parametrize(("content", "argv", "holds"), PLACES)
+def test_arguments_without_a_flag_come_from_the_file_where_the_command_line_has_none(
+    content, argv, holds, file, capsys
+):
+    argv = ["--config", file(content), *argv]
+    if holds is ValueError:
+        with pytest.raises(ValueError, match=r"run holds \['a', 'b'\]; give one value"):
+            parse(known.Compare, "compare", argv, ("run", "reference"))
+    elif isinstance(holds, str):
+        with pytest.raises(SystemExit):
+            parse(known.Compare, "compare", argv, ("run", "reference"))
+        assert holds in capsys.readouterr().err
+    else:
+        found = parse(known.Compare, "compare", argv, ("run", "reference"))
+        assert (found.run, found.reference) == tuple(map(Path, holds))
+
+
+def test_a_switch_before_an_argument_does_not_swallow_it(file):
+    found = parse(known.Report, "report", ["--config", file({"run": "a"}), "--show-text", "b"], ("run",))
+    assert (found.run, found.show_text) == (Path("b"), True)
 
 
 @dataclass(frozen=True)

@@ -83,3 +83,17 @@ EVIDENCE = Evidence(
 )
 ANSWERS = [Answer(f"{SECRET}?", SECRET, SECRET, "Nobody.", "", part=part) for part in ("To be forgotten", "To be kept")]
 TEXTS = [f"{SECRET} {i}" for i in range(RECORDS)]
+RUNS = {
+    name: [
+        {
+            "forget_nll": 4.5 * (1 - (0.55 + 0.05 * i) ** j),
+            "retain_nll": 0.1 + 0.01 * i * j,
+            "retain_kl": 1e-4 * (i + 1),
+        }
+        for j in range(6 + i)
+    ]
+    for i, name in enumerate(
+        ["request 1", "request 2", "npo", "gauss_newton_ascent", "counterfactual_matching", "rmu", "simnpo-evaluation"]
+    )
+}
+"""Seven runs beside that of the page."""

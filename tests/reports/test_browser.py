@@ -8,7 +8,7 @@ from .made import SECRET
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright (the extra `test`)")
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-SCHEMES = ("light", "dark")
+SCHEMES = {"light": "rgb(253, 253, 252)", "dark": "rgb(22, 24, 27)"}  # and their paper
 A4 = 718  # CSS pixels between the margins of Chromium's default print
 
 # WCAG 2: luminance of sRGB, ratio (L1 + .05) / (L2 + .05); what is behind an element is the nearest opaque background.
@@ -36,6 +36,16 @@ CONTRASTS = """() => {
   }
   return found;
 }"""
+
+
+# The same of the lines of all runs; what is see-through is the grid.
+STROKES = """[...document.querySelectorAll("#runs ~ figure path")]
+    .map((path) => [path, getComputedStyle(path)])
+    .filter(([path, style]) => style.stroke !== "none" && style.strokeOpacity === "1")
+    .map(([path, style]) => {
+      const [a, b] = [luminance(numbers(style.stroke)), luminance(behind(path))];
+      return [style.stroke, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05)];
+    })"""
 
 
 @pytest.fixture(scope="module")
@@ -119,18 +129,20 @@ def test_text_is_hidden_unless_it_was_told(visit):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_contrast_is_at_least_4_5(visit, scheme):
+def test_contrast_is_at_least_4_5_and_3_of_lines(visit, scheme):
+    """WCAG 2, 1.4.3 and 1.4.11; of lines also on white paper when the screen is dark."""
     page = visit("told", scheme=scheme)
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == SCHEMES[scheme]
     page.eval_on_selector_all("details", "all => all.forEach(one => one.open = true)")
     found = page.evaluate(CONTRASTS)
     assert len(found) > 500
     assert [item for item in found if item[1] < 4.5] == []
     assert {opacity for *_, opacity in found} == {"1"}
-
-
-def test_light_and_dark_differ(visit):
-    papers = {visit(scheme=s).evaluate("getComputedStyle(document.body).backgroundColor") for s in SCHEMES}
-    assert papers == {"rgb(253, 253, 252)", "rgb(22, 24, 27)"}
+    for media in ("screen", "print"):
+        page.emulate_media(media=media)
+        lines = page.evaluate(CONTRASTS.replace("return found", f"return {STROKES}"))
+        assert len(lines) > 3 * 8
+        assert [item for item in lines if item[1] < 3] == []
 
 
 @pytest.mark.parametrize("width", [390, 1280])

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from jaxunlearn.evals.result import measured
-from jaxunlearn.reports import Evidence, verdict_of, write_report
+from jaxunlearn.reports import Evidence, figures, number, verdict_of, write_report
 from jaxunlearn.reports.certified import certificate_rows
 from jaxunlearn.reports.distributions import Losses, loss_distributions, roc
 from jaxunlearn.reports.documents import MOST, documents
 from jaxunlearn.reports.solves import solve_of, solve_record
 
-from .made import CERTIFICATE, COLUMNS, EVIDENCE, RECORDS, SECRET, STEPS
+from .made import CERTIFICATE, COLUMNS, EVIDENCE, RECORDS, RUNS, SECRET, STEPS
 from .test_page import parsed
 
 SECTIONS = (
@@ -67,6 +67,19 @@ def test_alternative_texts_say_the_numbers_of_the_pictures(page):
     assert "8 steps: NLL on forget 0.500 to 4.000" in steps
     low, *_, high = np.linalg.eigvalsh([[5.0, 2.0, 0.0], [2.0, 3.0, 1.0], [0.0, 1.0, -0.5]])
     assert f"3 Ritz values between {low:.2e} and {high:.2e}" in solves
+
+
+def test_several_runs_stand_beside_each_other_and_the_own_one_by_itself(pages):
+    labels = {a["aria-label"] for tag, a in parsed(pages["told"]).seen if tag == "svg"}
+    own, several = sorted((one for one in labels if one.startswith("From the first step")), key=len)
+    assert own.startswith("From the first step to the last of 8 steps: NLL on forget 0.500 to 4.000")
+    assert "damping 0.100 to 0.100" in own
+    assert "damping" not in several
+    for name in (*RUNS, "after"):
+        steps = RUNS.get(name, STEPS)
+        first, last = (number(steps[at]["forget_nll"]) for at in (0, -1))
+        assert f"{name}, {len(steps)} steps: NLL on forget {first} to {last}, NLL on retain" in several
+    assert figures.runs({"after": STEPS, "empty": [], "bare": [{"status": 0}]}, "after") is None
 
 
 def test_the_area_of_the_roc_is_the_share_of_pairs_in_order():

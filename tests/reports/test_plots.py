@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 import xml.etree.ElementTree as ET
 
 import matplotlib
@@ -51,6 +52,20 @@ def test_zero_and_non_finite_points_are_drawn_or_named():
     assert "<!-- same -->" in svg.decode()
     with pytest.raises(ValueError, match="no model with a finite divergence"):
         forget_keep_plane([Point("lost", math.inf, 1.0)])
+
+
+def test_lines_of_many_runs_differ_in_more_than_colour():
+    """Of 8 runs no two have the same dashes and dots, of 24 none the same look: both are in the file."""
+    svg = curves({f"run {i}": [{"loss": float(i)}] * 2 for i in range(24)}).decode()
+    lines = re.findall(r'<g id="line2d_\d+">\s*<path d="[^"]*" clip-path="[^"]*" style="([^"]*)"/>(.*?)</g>', svg, re.S)
+    looks = []
+    for style, rest in lines:
+        if "1.8" in style:  # not the grid
+            colour, dashes = (re.search(rf"{key}: ([^;]*)", style) for key in ("stroke", "stroke-dasharray"))
+            looks.append((dashes and dashes[1], re.findall(r'<path id="[^"]*" d="([^"]*)"', rest)[:1], colour[1]))
+    assert len(looks) == 24
+    assert len({str(look[:2]) for look in looks[:8]}) == 8
+    assert len({str(look) for look in looks}) == 24
 
 
 def test_curves_skip_what_a_run_lacks_and_refuse_nothing():

@@ -10,7 +10,7 @@ from jaxunlearn import data, models
 from jaxunlearn.methods import CATALOGUE
 from jaxunlearn.runs import demo as module
 from jaxunlearn.runs.demo import demo
-from jaxunlearn.runs.record import read_record
+from jaxunlearn.runs.record import CONFIG, read_record
 from jaxunlearn.runs.settings import Demo
 
 
@@ -57,5 +57,6 @@ def test_the_demo_writes_what_it_promises(small, tmp_path, capsys):
         assert np.isfinite(np.asarray(model.logits(params, np.array([[1, 2, 3]])))).all()
         assert models.load_tokenizer(out / name).bos_token == "<s>"
     assert read_record(out / "forgotten")["settings"]["seed"] == 3
+    assert "\nseed: 3\n" in (out / CONFIG).read_text()
     assert (out / "plane.png").read_bytes().startswith(b"\x89PNG")
     assert str(out / "report.html") in capsys.readouterr().out.replace("\n", "")

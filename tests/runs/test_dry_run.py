@@ -18,6 +18,7 @@ from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.needs import Work
 from jaxunlearn.runs.programs import problem_of, state_of
 from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.runs.settings import Devices
 from jaxunlearn.sharding import make_mesh
 from jaxunlearn.unlearn import init
 
@@ -99,8 +100,12 @@ def test_whether_a_program_fits_is_said(world, encoded, memory, monkeypatch):
     chip = needs.Topology(needs.Chip("toy", memory, 1e9, None, None), (1,))
     monkeypatch.setattr(needs, "machine_of", lambda mesh, reporter: chip)
     program = (lambda x: x @ x, (jax.ShapeDtypeStruct((8, 8), jnp.float32),), ())
+    held = 2**30 if memory is None else 0
+    work = [Work("a sum", (lambda x: x + x, program[1], ()), 0), Work("a product", program, 5, held=held)]
     with Reporter(quiet=True) as reporter:
-        found = needs.needs([Work("a product", program, 5)], make_mesh(devices=[device]), reporter)
+        found = needs.needs(work, make_mesh(devices=[device]), reporter)
+    assert "in a product" in found["memory"] or not held
+    assert found["memory"].startswith("1.00 GiB") == ("held meanwhile 1.00 GiB" in found["memory"]) == bool(held)
     said = {1: "does not fit", None: "unknown", 2**40: ": fits"}[memory]
     assert said in found["memory"]
     assert f"at least {5 * 2 * 8**3 / 1e9:.2g} s at the 1e+09" in found["time"]
@@ -163,6 +168,29 @@ def test_curvature(world, tmp_path, capsys, at_once):
     rows = told(capsys, "curvature", *given, "--kind", "gradients", "--samples", "3", "--dry-run")
     size = sum(leaf.size for leaf in _shapes(world)) * 4 * 3
     assert rows["keeps"].startswith(f"gradients of 3 records, {size / 1024:.2f} KiB")
+    assert files(tmp_path) == set()
+
+
+def test_spectrum(world, tmp_path, capsys, at_once):
+    """Its programs as often as a run calls them, and the basis that lies beside the first step; nothing else."""
+    given = ("spectrum", "--model", world.model, "--forget", world.forget, "--retain", world.retain, "--dry-run")
+    given += ("--out", tmp_path / "out", "--steps", "5", "--probes", "3", "--option", "cg_steps=7", "--batch-size", "2")
+    rows = told(capsys, *given, "--tries", "4")
+    retain = len(world.rows.retain)
+    assert rows["batch"].startswith(f"2 forget and {retain} retain records, 32 tokens long")
+    assert {"model", "forget", "retain", "products", "memory", "disk", "result"} <= rows.keys()
+    assert [(one.times, one.loops) for one in at_once] == [(3, 5), (3, 5), (1, 5), (1, 7), (4, 1)]
+    whole = 4 * 5 * sum(leaf.size for leaf in _shapes(world))
+    assert [bool(one.held) for one in at_once] == [False, False, False, True, False]
+    assert whole / jax.device_count() <= at_once[3].held < whole / 4  # spread like the parameters
+    kl, rise = jax.eval_shape(at_once[-1].program[0], *at_once[-1].program[1])  # the basis fits the step
+    assert kl.shape == rise.shape == ()
+    at_once.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Devices, "make_mesh", lambda self, alone: make_mesh(devices=jax.devices()[:1]))
+        told(capsys, *given, "--tries", "0", "--curvature", "hessian")
+    assert len(at_once) == 4
+    assert at_once[-1].held == whole
     assert files(tmp_path) == set()
 
 

@@ -185,3 +185,9 @@ def test_separated_samples_of_400_are_compared_in_float64(tmp_path, capsys):
     assert quality["p_value"] == pytest.approx(2 / math.comb(800, 400), rel=1e-9)
     assert quality["log10_p"] == pytest.approx(np.log10(1.0636) - 239, abs=1e-4)
     assert "p 1.063590e-239" in capsys.readouterr().out
+    # The options beside it run it again, to the byte.
+    assert main(["compare", "--config", str(tmp_path / "out.yaml"), "--out", str(tmp_path / "again.json")]) == 0
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "out.json").read_bytes()
+    assert main(["compare", *map(str, sides), "--open-unlearning", str(tmp_path / "theirs.json")]) == 0
+    assert f"{tmp_path / 'low.json'}" in (tmp_path / "theirs.yaml").read_text()
+    assert "--open-unlearning NEW-FILE" in (tmp_path / "theirs.yaml").read_text()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import yaml
 
 from jaxunlearn.cli import main
 from jaxunlearn.evals.result import by_index, measured
@@ -202,6 +203,19 @@ def test_compared_models_are_columns_and_points(home):
     assert re.search(r'<th scope="col" class="number">npo</th>', page)
 
 
+def test_the_options_beside_a_page_write_it_again_whatever_has_come_since(home):
+    for name, command in (("e.json", "evaluate"), ("stress.json", "attack")):
+        measure(home, name, command)
+    floor = measure(home, "floor.json", after="second", kl=1.0)
+    assert main(["report", "gone", "--seed-floor", floor, "--show-text"]) == 0
+    options = yaml.safe_load((home / "gone" / "report.yaml").read_text())
+    assert [options[name] for name in ("run", "evaluation", "attack")] == ["gone", ["e.json"], "stress.json"]
+    measure(home, "later.json", kl=2.0)
+    assert main(["report", "--config", "gone/report.yaml", "--out", "again.html"]) == 0
+    assert (home / "again.html").read_bytes() == (home / "gone" / "report.html").read_bytes()
+    assert yaml.safe_load((home / "again.yaml").read_text()) == options | {"out": "again.html"}
+
+
 def test_no_text_of_a_record_or_an_answer_is_on_the_page_unless_asked(home, monkeypatch):
     for name, draw in PICTURES.items():
         monkeypatch.setattr(figures, name, draw)
@@ -210,6 +224,8 @@ def test_no_text_of_a_record_or_an_answer_is_on_the_page_unless_asked(home, monk
     assert MARKER in (home / "e.json").read_text()
     assert MARKER not in page
     assert page.count("<svg") == 4
+    for name in PICTURES:
+        monkeypatch.setattr(figures, name, lambda *known: None)
     told = reported(home, "--show-text")
     for piece in (
         f"Where forget 3 {MARKER}?",
@@ -251,7 +267,63 @@ def test_earlier_requests_are_listed_and_asked_after(home):
     assert "after: 0.700 on forget" in page
 
 
+def unlearned(home, name, number, model, rise=1.0):
+    """A folder that answered a request, made from the one called `model`."""
+    folder = checkpoint(home / name, name.encode())
+    record = {
+        "command": "unlearn", "weights": digest(folder), "inputs": named_model(home / model),
+        "requests": [{"number": number}], "history": [{"forget_nll": rise}, {"forget_nll": 2 * rise}],
+    }  # fmt: skip
+    (folder / FILE).write_text(json.dumps(record))
+    return str(folder)
+
+
+def named_model(folder):
+    return {"model": {"path": str(folder), "sha256": digest(folder)}}
+
+
+def test_runs_of_earlier_requests_and_of_compared_models_are_drawn_if_they_are_of_those_weights(home, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "runs", lambda history, lead: drawn.append(history))
+    own = json.loads((home / "gone" / FILE).read_text())
+
+    def starts(model):
+        (home / "gone" / FILE).write_text(json.dumps(own | {"inputs": own["inputs"] | named_model(home / model)}))
+
+    unlearned(home, "first", 1, "before", rise=1.0)
+    unlearned(home, "second-request", 2, "first", rise=2.0)
+    starts("second-request")
+    npo, bare = unlearned(home, "npo", 1, "before", rise=3.0), unlearned(home, "bare", 1, "before", rise=4.0)
+    measure(home, "npo-numbers.json", after="npo", kl=3.3)
+    page = reported(home, "--compare", npo, "--compare", bare)
+    assert {name: steps[0]["forget_nll"] for name, steps in drawn[-1].items()} == {
+        "request 1": 1.0, "request 2": 2.0, "after": 1.0, "npo-numbers": 3.0, "bare": 4.0,
+    }  # fmt: skip
+    assert list(drawn[-1])[:3] == ["request 1", "request 2", "after"]
+    assert "npo-numbers: 3.300 on forget" in page  # the folder was looked up
+    options = next(home.folder.glob("page-*.yaml"))
+    assert yaml.safe_load(options.read_text())["compare"] == [str(home / "npo-numbers.json"), bare]
+    # A folder that was written anew is not the one that the run began with, and neither is one without a record.
+    (home / "first" / FILE).write_text(json.dumps({"command": "unlearn", "weights": "other", "history": [{}]}))
+    reported(home)
+    assert list(drawn[-1]) == ["request 2", "after"]
+    starts("before")
+    reported(home)
+    assert list(drawn[-1]) == ["after"]
+
+
+def test_compared_files_of_one_name_do_not_hide_each_other(home):
+    measure(home, "e.json")
+    (home / "a").mkdir()
+    files = [measure(home, name, after=after, kl=kl) for name, after, kl in
+             (("x.json", "other", 3.1), ("a/x.json", "second", 3.2))]  # fmt: skip
+    page = reported(home, "--compare", files[0], "--compare", files[1])
+    assert "x: 3.100 on forget" in page
+    assert "a/x: 3.200 on forget" in page
+
+
 REFUSED = {
+    "itself": (["report", "gone", "--compare", "gone"], "is the model that the page is about"),
     "no folder": (["report", "nowhere"], "no such folder"),
     "no record": (["report", "before"], f"holds no {FILE}"),
     "not a file": (["report", "gone", "--evaluation", "none.json"], "none.json: no such file"),

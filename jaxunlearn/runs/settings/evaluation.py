@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxunlearn.runs.settings.durability import Checkpoints
-from jaxunlearn.runs.settings.groups import OF_ONE_START, Devices, Text
+from jaxunlearn.runs.settings.groups import OF_ONE_START, OUTPUT, Devices, Text
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,9 @@ class Evaluate:
     """Length of written answers, tokens."""
     batch_size: int = 32
     """Records scored at once."""
+    memory_budget: str | None = None
+    """Bytes a device that scoring and writing may take, such as 14GiB: how many records are scored, and how many
+    answers written at once is then chosen, at most --batch-size."""
     seed: int = 0
     """Bootstrap intervals."""
     dry_run: bool = field(default=False, metadata=OF_ONE_START)
@@ -72,7 +75,7 @@ class Compare:
     """Which model of REFERENCE, where it holds several."""
     examples: int | None = None
     """Only the first so many questions of each set: TOFU scores 300, OpenUnlearning all 400."""
-    open_unlearning: Path | None = None
+    open_unlearning: Path | None = field(default=None, metadata=OUTPUT)
     """New JSON file: RUN, if ours, in OpenUnlearning's form and under its names."""
     seed: int = 0
     """Bootstrap intervals."""
@@ -138,7 +141,7 @@ class CanaryInsert:
     {choice:red|green}); repeat the flag for several."""
     out: Path
     """New JSONL file with the records and the canaries among them."""
-    key: Path
+    key: Path = field(metadata=OUTPUT)
     """New JSONL file that says which canaries were inserted; it can be given to `unlearn --forget`."""
     count: int = 1
     """Canaries for each template and each number of copies."""

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 # Says where and how often a command is started, not what it does: no part of the options that a run leaves behind.
 OF_ONE_START = {"recorded": False}
+# Is written, like `out`, so a second run needs another name for it.
+OUTPUT = {"output": True}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jaxunlearn.runs.settings.groups import Devices, Text
+from jaxunlearn.runs.settings.groups import OF_ONE_START, Devices, Text
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Spectrum:
     """Dampings at which the step is not only predicted but tried; 0 for none."""
     seed: int = 0
     """Records of the batch, and probes."""
+    dry_run: bool = field(default=False, metadata=OF_ONE_START)
+    """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
 

@@ -24,8 +24,9 @@ class Report:
     seed_floor_column: str = "after"
     """Which model of that file is the second retrained one."""
     compare: tuple[Path, ...] = ()
-    """Result file of another unlearned model, a further point in the plane and column of the table; repeat the flag for
-    several. It must be about the same forget set and retrained model."""
+    """Result file of another unlearned model, or its folder: a further point in the plane, column of the table and line
+    in the curves; repeat the flag for several. It must be about the same forget set and retrained model. Of a folder
+    that nobody has evaluated only the curves are shown."""
     retrained: Path | None = None
     """Checkpoint folder of the retrained model, to be checked against the evaluation."""
     show_text: bool = False

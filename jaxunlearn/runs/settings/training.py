@@ -33,6 +33,10 @@ class Finetune:
     """Peak rate of AdamW; default 0.2 / hidden size, at most 3e-3."""
     weight_decay: float = 0.0
     """Weight decay of AdamW."""
+    memory_budget: str | None = None
+    """Bytes a device that a step may take, such as 14GiB. What a block keeps, how many records go at a time and how
+    many rows of logits there are at once are then chosen, the fastest form that fits. Not in a private run, which has
+    --private-rows."""
     max_shard_size: str = "5GB"
     """Largest weight file of the result, such as 500MB or 2GiB."""
     seed: int = 0
