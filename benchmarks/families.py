@@ -10,6 +10,7 @@ difference of gradients, as a share of its norm.
 """
 
 import argparse
+import math
 import os
 import tempfile
 from pathlib import Path
@@ -69,12 +70,17 @@ def derivatives(family: Family, folder: Path) -> Derivatives:
         gradient, product, logits = jax.jvp(jax.grad(loss, has_aux=True), (params,), (v,), has_aux=True)
         return logits, gradient, product
 
-    v = tree.normal_like(jax.random.key(0), family.params)
-    v = tree.scale(1.0 / tree.norm(v), v)
-    logits, gradient, product = orders(family.params, v)
+    # On the host: on the device every operation on every shape would be a program to compile.
+    params = jax.device_get(family.params)
+    draw = np.random.default_rng(0)
+    v = jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape, np.float32), params)
+    size = _norm(v)
+    v = jax.tree.map(lambda leaf: leaf / size, v)
+    logits, gradient, product = jax.device_get(orders(params, v))
     step = 1e-3 if family.model.source.config.hidden_act == "relu" else 1e-2  # kinks are to be missed
-    ends = [orders(tree.axpy(sign * step, v, family.params), v)[1] for sign in (1.0, -1.0)]
-    difference = tree.scale(0.5 / step, tree.sub(*ends))
+    moved = [jax.tree.map(lambda leaf, one, by=by: leaf + by * one, params, v) for by in (step, -step)]
+    ends = [jax.device_get(orders(one, v)[1]) for one in moved]
+    missed = jax.tree.map(lambda above, below, exact: (above - below) / (2 * step) - exact, *ends, product)
 
     models.save(folder, family.model, gradient)  # a gradient is laid out and named like the weights
     ours = load_file(folder / "model.safetensors")
@@ -83,11 +89,15 @@ def derivatives(family: Family, folder: Path) -> Derivatives:
         theirs["embed_out.weight"] = theirs.pop("lm_head.weight")
     assert ours.keys() == theirs.keys()
     return Derivatives(
-        float(np.abs((np.asarray(logits) - expected.detach().numpy())[REAL > 0]).max()),
+        float(np.abs((logits - expected.detach().numpy())[REAL > 0]).max()),
         max(float(np.abs(ours[name] - theirs[name]).max()) for name in ours),
         max(float(np.abs(grad).max()) for grad in theirs.values()),
-        float(tree.norm(tree.sub(product, difference)) / tree.norm(product)),
+        _norm(missed) / _norm(product),
     )
+
+
+def _norm(leaves: Any) -> float:
+    return math.sqrt(sum(float(np.sum(np.square(leaf, dtype=np.float64))) for leaf in jax.tree.leaves(leaves)))
 
 
 def round_trip(family: Family, folder: Path) -> tuple[float, float]:

@@ -93,6 +93,12 @@ FAMILIES = {
         **rope(partial_rotary_factor=0.7),
     },
     "opt, no biases, relu": {"ffn_dim": 40, "enable_bias": False, "layer_norm_elementwise_affine": False},
+    "opt, norms of the stream": {
+        "ffn_dim": 40,
+        "activation_function": "gelu",
+        "do_layer_norm_before": False,
+        "word_embed_proj_dim": 12,
+    },
 }
 # Fields of SIZES that a family has no use for, or another word.
 ABSENT = {

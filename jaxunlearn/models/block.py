@@ -54,13 +54,16 @@ class Block:
         norms, beside = NORMS[self.config.block], self.config.block in ("parallel", "shared")
         h = norm(self.config, x, weights, norms.before_attention)
         out, kept = self._attention(h, weights.self_attn, rotary, attend)
+        if self.config.block == "stream":
+            x = norm(self.config, x + self._added(out), weights, norms.after_attention)
+            out = _unlearning(self._feed_forward(x, weights.mlp), weights)
+            return norm(self.config, x + self._added(out), weights, norms.after_mlp), kept
         added = self._added(norm(self.config, out, weights, norms.after_attention))
         stream = x if beside else x + added
         h = h if self.config.block == "shared" else norm(self.config, stream, weights, norms.before_mlp)
         out = norm(self.config, self._feed_forward(h, weights.mlp), weights, norms.after_mlp)
         x = x + added if beside else stream
-        x = x + self._added(_bottleneck(out, weights.unlearning_layer) if hasattr(weights, "unlearning_layer") else out)
-        return x, kept
+        return x + self._added(_unlearning(out, weights)), kept
 
     def _added(self, out: Array) -> Array:
         factor = self.config.residual_multiplier
@@ -141,15 +144,18 @@ def product(x: Float[Array, "... i"], matrix: Float[Array, "_ _"], axis: int) ->
 
 def _low_rank(x: Float[Array, "... i"], part: Part) -> Float[Array, "... o"]:
     """`(x A) B` of an adapter, its factors watched like any other matrix."""
-    return _narrow(_narrow(x, part.lora_a[...]), part.lora_b[...])
+    return projected(projected(x, part.lora_a[...]), part.lora_b[...])
 
 
-def _bottleneck(x: Float[Array, "... D"], part: Part) -> Float[Array, "... D"]:
-    """`x + gelu(x down) up`: an unlearning layer."""
-    return x + _narrow(ACTIVATIONS["gelu"](_narrow(x, part.down[...])), part.up[...])
+def _unlearning(x: Float[Array, "... D"], weights: Part) -> Float[Array, "... D"]:
+    """`x + gelu(x down) up` where the block has an unlearning layer, else x."""
+    if not hasattr(weights, "unlearning_layer"):
+        return x
+    part = weights.unlearning_layer
+    return x + projected(ACTIVATIONS["gelu"](projected(x, part.down[...])), part.up[...])
 
 
-def _narrow(x: Float[Array, "... i"], matrix: Float[Array, "i o"]) -> Float[Array, "... o"]:
+def projected(x: Float[Array, "... i"], matrix: Float[Array, "i o"]) -> Float[Array, "... o"]:
     """`x matrix`, watched, in the dtype of x: adapters may be kept in a wider one."""
     return taps.products(x, (product(x, taps.value(matrix).astype(x.dtype), 0).astype(x.dtype),), (matrix,))[0]
 

@@ -21,7 +21,7 @@ CHOICES = {
     "model_type": tuple(FAMILIES),
     "hidden_act": ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"),
     "norm": ("rms", "layer"),
-    "block": ("pre", "post", "sandwich", "parallel", "shared"),
+    "block": ("pre", "post", "stream", "sandwich", "parallel", "shared"),
     "qk_norm": (None, "head", "width"),
 }
 
@@ -35,6 +35,8 @@ class DecoderConfig:
     Attributes:
         vocab_size: number of token ids, V.
         hidden_size: width of the residual stream, D.
+        word_embed_proj_dim: width of the embedding table and of the head, E; default D. Where it differs, a projection
+            leads from the table to the layers and one from these to the head.
         intermediate_size: hidden units of the feed-forward network.
         num_hidden_layers: number of blocks, L.
         num_attention_heads: query heads, H.
@@ -54,8 +56,10 @@ class DecoderConfig:
         norm: "rms" (root mean square) or "layer" (mean and variance, with a bias).
         norm_affine: whether norms have parameters.
         norm_offset: added to the scale of every norm.
-        block: where norms sit: "pre", before attention and feed-forward network; "post", behind each; "sandwich",
-            both; "parallel", both networks read the same stream, each through its norm; "shared", through one norm.
+        block: where norms sit: "pre", before attention and feed-forward network; "post", behind each; "stream", behind
+            each sum of stream and network; "sandwich", before and behind each; "parallel", both networks read the same
+            stream, each through its norm; "shared", through one norm.
+        final_norm: whether there is a norm behind the last layer.
         qk_norm: norm of queries and keys: None, "head" (each head by itself) or "width" (all heads together).
         attention_out_bias: whether the output projection of attention has a bias; default `attention_bias`.
         gated_mlp: whether the feed-forward network has a gate.
@@ -82,6 +86,7 @@ class DecoderConfig:
 
     vocab_size: int = 32000
     hidden_size: int = 4096
+    word_embed_proj_dim: int | None = None
     intermediate_size: int = 11008
     num_hidden_layers: int = 32
     num_attention_heads: int = 32
@@ -103,6 +108,7 @@ class DecoderConfig:
     norm_affine: bool = True
     norm_offset: float = 0.0
     block: str = "pre"
+    final_norm: bool = True
     qk_norm: str | None = None
     attention_out_bias: bool | None = None
     gated_mlp: bool = True
@@ -129,6 +135,8 @@ class DecoderConfig:
                     f"{self.num_attention_heads}; set head_dim"
                 )
             fill(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        if self.word_embed_proj_dim is None:
+            fill(self, "word_embed_proj_dim", self.hidden_size)
         if self.attention_out_bias is None:
             fill(self, "attention_out_bias", self.attention_bias)
         if self.attention_multiplier is None:
@@ -150,7 +158,7 @@ class DecoderConfig:
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name}={value!r} is not implemented; known: {', '.join(map(str, known))}")
         sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        for name in (*sizes, "num_key_value_heads", "head_dim", "max_position_embeddings"):
+        for name in (*sizes, "word_embed_proj_dim", "num_key_value_heads", "head_dim", "max_position_embeddings"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; it must be at least 1")
         if self.num_attention_heads % self.num_key_value_heads:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jaxunlearn import taps
 from jaxunlearn.models.attention import causal_attention, in_window, masked_attention
-from jaxunlearn.models.block import Block, Part, Rotary, norm, product
+from jaxunlearn.models.block import Block, Part, Rotary, norm, product, projected
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.rope import rotation
 from jaxunlearn.packed import PackedTokens
@@ -109,7 +109,7 @@ class DecoderModule(nnx.Module):
                 layers = jax.tree.map(lambda leaf, n=wanted: leaf[:n], layers)
             x, _ = jax.lax.scan(block, x, layers)
             below += size
-        return norm(self.config, x, self, "norm") if layer is None else x
+        return self._last_norm(x) if layer is None else x
 
     def empty_cache(self, padding: Int[Array, " B"], slots: int) -> Cache:
         """A cache with room for `slots` tokens a row, of which the first `padding` are to be ignored."""
@@ -153,12 +153,14 @@ class DecoderModule(nnx.Module):
         layers = jax.tree.map(lambda *stacks: jnp.concatenate(stacks), *self._stacks())
         layers = (layers, self._per_layer(), cache.keys, cache.values)
         x, (keys, values) = jax.lax.scan(block, self._embed(tokens, places), layers)
-        logits = self.head(norm(self.config, x[:, -1:], self, "norm"))[:, 0]
+        logits = self.head(self._last_norm(x[:, -1:]))[:, 0]
         return logits, cache._replace(keys=keys, values=values, length=cache.length + T)
 
     def head(self, x: Float[Array, "B P D"]) -> Float[Array, "B P V"]:
         """Logits in f32 from normalised hidden states."""
         config = self.config
+        if hasattr(self, "project_out"):
+            x = projected(x, self.project_out.kernel[...])
         tied = config.tie_word_embeddings
         kernel = self.embed_tokens.embedding[...] if tied else self.lm_head.kernel[...]
         layout = ("vocab", None) if tied else (None, "vocab")
@@ -171,6 +173,9 @@ class DecoderModule(nnx.Module):
         if (cap := config.final_logit_softcapping) is not None:
             logits = cap * jnp.tanh(logits / cap)
         return constrain(logits, ("batch", None, "vocab"), self.mesh)
+
+    def _last_norm(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        return norm(self.config, x, self, "norm" if self.config.final_norm else None)
 
     def _scores(self) -> dict[str, float | None]:
         return {"scale": self.config.attention_multiplier, "softcap": self.config.attn_logit_softcapping}
@@ -204,6 +209,8 @@ class DecoderModule(nnx.Module):
         x = taps.looked_up(tokens, table[tokens], node)
         if config.embedding_multiplier != 1.0:
             x = x * jnp.asarray(config.embedding_multiplier, x.dtype)
+        if hasattr(self, "project_in"):
+            x = projected(x, self.project_in.kernel[...])
         if config.position_offset is not None:
             node = self.embed_positions.embedding[...]
             rows = jnp.broadcast_to(places + config.position_offset, tokens.shape)

@@ -15,6 +15,9 @@ from typing import Any
 
 LLAMA_NAMES = {
     "embed_tokens": "model.embed_tokens",
+    "embed_positions": "model.embed_positions",
+    "project_in": "model.project_in",
+    "project_out": "model.project_out",
     "layers": "model.layers.{layer}",
     "input_layernorm": "input_layernorm",
     "post_attention_layernorm": "post_attention_layernorm",
@@ -32,6 +35,7 @@ LLAMA_NAMES = {
     "norm": "model.norm",
     "lm_head": "lm_head",
 }
+ONCE = ("embed_tokens", "embed_positions", "project_in", "project_out", "layers", "norm", "lm_head")
 LAYER_NORM = {"norm": "layer", "gated_mlp": False, "mlp_bias": True}
 
 
@@ -68,9 +72,7 @@ class Family:
     def stem(self, part: str) -> str:
         """Name of a module in a checkpoint, with `{layer}` where there is one a layer."""
         name = self.names[part] if part in self.names else LLAMA_NAMES[part]
-        if part in ("embed_tokens", "embed_positions", "layers", "norm", "lm_head"):
-            return name
-        return f"{self.stem('layers')}.{name}"
+        return name if part in ONCE else f"{self.stem('layers')}.{name}"
 
 
 def _one_window(config: Any) -> dict[str, Any]:
@@ -105,13 +107,13 @@ def _gpt_neox(config: Any) -> dict[str, Any]:
 
 
 def _opt(config: Any) -> dict[str, Any]:
-    if config.word_embed_proj_dim != config.hidden_size:
-        raise ValueError(
-            f"word_embed_proj_dim={config.word_embed_proj_dim} with hidden_size={config.hidden_size}: a projection "
-            "between embedding and layers is not implemented; use an OPT model other than 350m"
-        )
-    affine, bias = config.layer_norm_elementwise_affine, config.enable_bias
-    return {"norm_affine": affine, "attention_bias": bias, "attention_out_bias": bias, "mlp_bias": bias}
+    before, bias = config.do_layer_norm_before, config.enable_bias
+    biases = {"attention_bias": bias, "attention_out_bias": bias, "mlp_bias": bias}
+    return biases | {
+        "norm_affine": config.layer_norm_elementwise_affine,
+        "block": "pre" if before else "stream",
+        "final_norm": before and not config._remove_final_layer_norm,
+    }
 
 
 def _gpt_neo(config: Any) -> dict[str, Any]:
@@ -215,6 +217,8 @@ FAMILIES: dict[str, Family] = {
         names={
             "embed_tokens": "model.decoder.embed_tokens",
             "embed_positions": "model.decoder.embed_positions",
+            "project_in": "model.decoder.project_in",
+            "project_out": "model.decoder.project_out",
             "layers": "model.decoder.layers.{layer}",
             "input_layernorm": "self_attn_layer_norm",
             "post_attention_layernorm": "final_layer_norm",
@@ -230,7 +234,6 @@ FAMILIES: dict[str, Family] = {
         },
         fixed=LAYER_NORM | {"rms_norm_eps": 1e-5, "rope_parameters": None, "position_offset": 2},
         derived=_opt,
-        only={"do_layer_norm_before": (True,), "_remove_final_layer_norm": (False,)},
         aliases=(("decoder.", "model.decoder."),),
     ),
     "gpt_neo": Family(

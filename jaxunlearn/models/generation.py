@@ -18,6 +18,7 @@ from jaxtyping import Array, Float, Int
 from jaxunlearn.models.contrast import generates
 from jaxunlearn.models.functional import Decoder
 from jaxunlearn.models.sampling import Sampling, drawn
+from jaxunlearn.models.stop_strings import NONE, before_stop, found, stop_table, token_pieces
 from jaxunlearn.sharding import DEFAULT_RULES, on_host
 from jaxunlearn.types import Key, Model, Params
 
@@ -49,8 +50,8 @@ def generate(
         max_new_tokens: most tokens to add to a prompt.
         stop_ids: ids that end a continuation; they are not part of it.
         stop_strings: texts that end a continuation; neither they nor a token that reaches into one are part of it.
-            They are looked for in the decoded text, once it is written: `stop_ids` save more time.
-        tokenizer: anything with a `decode(ids)`, needed for `stop_strings`.
+            Only what is written is searched, not the prompt (`models.stop_strings`).
+        tokenizer: anything hashable with a `decode(ids)`, needed for `stop_strings`.
         temperature: 0 takes the likeliest token.
         top_k: sample among the k likeliest tokens only (and those as likely as the last of them).
         top_p: sample among the fewest likeliest tokens that together have this probability only.
@@ -75,24 +76,43 @@ def generate(
     asked = [[int(token) for token in prompt] for prompt in prompts]
     how = Sampling(temperature, top_k, top_p)
     decoder = _check(model, asked, max_new_tokens, how, key, batch_size)
-    if stop_strings and tokenizer is None:
-        raise ValueError("stop_strings are looked for in text; pass tokenizer=models.load_tokenizer(folder)")
+    table = _table(stop_strings, tokenizer, decoder.config.vocab_size)
     stops = jnp.asarray(sorted(set(stop_ids)) or [-1], jnp.int32)
     key = jax.random.key(0) if key is None else key
     batch_size = min(batch_size or len(asked), len(asked)) if asked else 1
     # Rows that the devices cannot share out evenly would be written by all of them.
-    rows = -(-batch_size // _ways(decoder)) * _ways(decoder)
+    rows = rows_for(decoder, batch_size)
     texts: list[list[int]] = []
     for start in range(0, len(asked), batch_size):
         batch = asked[start : start + batch_size]
-        texts.extend(_written(decoder, params, batch, rows, max_new_tokens, stops, how, jax.random.fold_in(key, start)))
-    return [_until(text, stop_strings, tokenizer) for text in texts] if stop_strings else texts
+        write = partial(_written, decoder, params, batch, rows, max_new_tokens, stops)
+        written = write(table, how, jax.random.fold_in(key, start))
+        if table is not NONE:
+            cut = [before_stop(text, stop_strings, tokenizer) for text in written]
+            if any(len(a) == len(b) and found(table, a) for a, b in zip(written, cut, strict=True)):
+                # A text was ended by a string that it does not have once it is decoded.
+                written = write(NONE, how, jax.random.fold_in(key, start))
+                cut = [before_stop(text, stop_strings, tokenizer) for text in written]
+            written = cut
+        texts.extend(written)
+    return texts
 
 
-def _ways(decoder: Decoder) -> int:
-    """Over how many groups of devices a batch is spread."""
+def _table(stop_strings: Sequence[str], tokenizer: Any, vocabulary: int) -> Int[np.ndarray, "S V"]:
+    if not stop_strings:
+        return NONE
+    if isinstance(stop_strings, str) or not all(stop_strings):
+        raise ValueError(f"stop_strings={stop_strings!r}: give a tuple of texts, none of them empty")
+    if tokenizer is None:
+        raise ValueError("stop_strings are looked for in text; pass tokenizer=models.load_tokenizer(folder)")
+    return stop_table(stop_strings, token_pieces(tokenizer, vocabulary))
+
+
+def rows_for(decoder: Decoder, prompts: int) -> int:
+    """Rows of a batch of so many prompts: as many on every group of devices that a batch is spread over."""
     mesh = getattr(decoder, "mesh", None)
-    return 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in DEFAULT_RULES.batch)
+    ways = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in DEFAULT_RULES.batch)
+    return -(-prompts // ways) * ways
 
 
 def _written(
@@ -102,6 +122,7 @@ def _written(
     rows: int,
     new: int,
     stops: Array,
+    table: Int[np.ndarray, "S V"],
     how: Sampling,
     key: Key,
 ) -> list[list[int]]:
@@ -114,7 +135,7 @@ def _written(
     first = min([new, *(length + 1 - longest for length in decoder.config.switch_lengths if length >= longest)])
     # The last batch keeps the shape of the others, so it does not compile again; rows without a prompt are done.
     tokens, padding = _left_padded(batch + [[]] * (rows - len(batch)))
-    out, lengths = _continue(decoder, first, how.shape, params, tokens, padding, stops, how.numbers, key)
+    out, lengths = continue_batch(decoder, first, how.shape, params, tokens, padding, stops, how.numbers, key, table)
     texts = [
         row[:length].tolist()
         for row, length in zip(*(rows[: len(batch)] for rows in on_host((out, lengths))), strict=True)
@@ -122,20 +143,10 @@ def _written(
     going = [i for i, text in enumerate(texts) if len(text) == first]
     if first < new and going:
         so_far = [batch[i] + texts[i] for i in going]
-        rest = _written(decoder, params, so_far, rows, new - first, stops, how, jax.random.fold_in(key, 1))
+        rest = _written(decoder, params, so_far, rows, new - first, stops, table, how, jax.random.fold_in(key, 1))
         for i, more in zip(going, rest, strict=True):
             texts[i] += more
     return texts
-
-
-def _until(ids: list[int], stop_strings: Sequence[str], tokenizer: Any) -> list[int]:
-    """The tokens before the first of `stop_strings`."""
-    text = tokenizer.decode(ids)
-    found = [at for at in map(text.find, stop_strings) if at >= 0]
-    if not found:
-        return ids
-    # Not by halving: a character of several tokens decodes to another text until it is whole.
-    return next(ids[:n] for n in range(len(ids), -1, -1) if len(tokenizer.decode(ids[:n])) <= min(found))
 
 
 def _check(
@@ -182,42 +193,51 @@ def _left_padded(prompts: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))
-def _continue(
+def continue_batch(
     decoder: Decoder,
     max_new_tokens: int,
     how: Sampling,
     params: Params,
     tokens: Int[Array, "B T"],
     padding: Int[Array, " B"],
-    stops: Int[Array, " S"],
+    stops: Int[Array, " I"],
     sampled: Float[Array, " 2"],
     key: Key,
+    table: Int[np.ndarray, "S V"] = NONE,
 ) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
-    def continuation(module: Any, tokens: Array, padding: Array, stops: Array, sampled: Array, data: Array):
+    """New tokens of each row and how many they are: the program that `generate` runs for every batch."""
+
+    def continuation(
+        module: Any, tokens: Array, padding: Array, stops: Array, table: Array, sampled: Array, data: Array
+    ) -> Array:
         key = jax.random.wrap_key_data(data)
 
         def choose(logits: Float[Array, "B V"], step: Array) -> Int[Array, " B"]:
             return drawn(how, logits, sampled, jax.random.fold_in(key, step))
 
         def unfinished(state: tuple) -> Array:
-            step, _, _, _, done = state
+            step, done = state[0], state[-1]
             return (step < max_new_tokens) & ~jnp.all(done)
 
         def add_token(state: tuple) -> tuple:
-            step, logits, out, cache, done = state
+            step, logits, out, cache, place, done = state
             token = choose(logits, step)
             done = done | jnp.any(token[:, None] == stops, axis=1)
             out = out.at[:, step].set(jnp.where(done, -1, token))
+            if len(table) > 1:
+                # Unlike a stop id, the token that completes a string is written: it may begin before the string.
+                place = table[place, token]
+                done = done | (place == len(table) - 1)
             logits, cache = module.extend(token[:, None], cache)
-            return step + 1, logits, out, cache, done
+            return step + 1, logits, out, cache, place, done
 
         B, T = tokens.shape
         logits, cache = module.extend(tokens, module.empty_cache(padding, T + max_new_tokens))
         out = jnp.full((B, max_new_tokens), -1, jnp.int32)
-        state = (jnp.zeros((), jnp.int32), logits, out, cache, padding == T)
+        state = (jnp.zeros((), jnp.int32), logits, out, cache, jnp.zeros_like(padding), padding == T)
         return jax.lax.while_loop(unfinished, add_token, state)[2]
 
     data = jax.random.key_data(key)
-    batch = (tokens, padding, stops, sampled, data)
+    batch = (tokens, padding, stops, table, sampled, data)
     out = decoder.run(continuation, params, *batch, out_axes=("batch", None))
     return out, jnp.sum(out >= 0, axis=1)

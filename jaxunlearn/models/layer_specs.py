@@ -28,6 +28,7 @@ NORMS = {
     "parallel": Norms("input_layernorm", None, "post_attention_layernorm", None),
     "shared": Norms("input_layernorm", None, None, None),
     "post": Norms(None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "stream": Norms(None, "input_layernorm", None, "post_attention_layernorm"),
     "sandwich": Norms(
         "input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"
     ),

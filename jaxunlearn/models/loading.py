@@ -1,39 +1,29 @@
 """Loading a checkpoint: configuration, then a check of every name and shape, then slices straight onto the devices.
 
-Of each tensor a process reads what its own devices hold, once, and no process ever holds a whole model that is split
-over several. What headers can tell is checked before any weight is read, and reported together; weights that are not
-finite are found while reading.
+What headers can tell is checked before any weight is read, and reported together; weights that are not finite are found
+while reading (`models.reading`).
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from jaxunlearn.models.checkpoint_files import FLOATS, Contents, StoredTensor, contents, conversion, listed
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.families import FAMILIES
 from jaxunlearn.models.functional import HEAD_ROWS, Decoder, as_model
 from jaxunlearn.models.hf_config import read_config
-from jaxunlearn.models.layer_specs import Fused
-from jaxunlearn.models.quantised import freezes, frozen, frozen_specs
+from jaxunlearn.models.reading import read_leaves, widest
 from jaxunlearn.models.specs import ParamSpec, nest, param_specs
-from jaxunlearn.models.streaming import Wanted, aligned, stream
-from jaxunlearn.sharding import check_axes, largest, named_sharding
+from jaxunlearn.sharding import check_axes
 from jaxunlearn.types import Model, Params
 
-Bounds = tuple[tuple[int, int], ...]
-
-READERS = 4  # threads; more of them wait for memory
 # Old checkpoints store buffers that are computed from the configuration.
 DERIVED = (".rotary_emb.inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
 
@@ -135,7 +125,7 @@ def dtypes_of(folder: Path, config: DecoderConfig) -> Callable[[ParamSpec], Any]
         dtype = jnp.dtype(said.get("dtype") or said.get("torch_dtype") or "float32")
         return lambda spec: dtype
     tensors = stored(folder, config)
-    return lambda spec: _widest([tensors[name] for name in spec.hf_names])
+    return lambda spec: widest([tensors[name] for name in spec.hf_names])
 
 
 def _renamed(config: DecoderConfig, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -179,106 +169,9 @@ def _check(folder: Path, config: DecoderConfig, specs: tuple[ParamSpec, ...], fo
         raise ValueError("; ".join(said))
 
 
-def read_leaves(
-    specs: tuple[ParamSpec, ...],
-    tensors: Mapping[str, StoredTensor],
-    mesh: Mesh | None,
-    dtype: Any,
-    source: Path,
-    freeze_bits: int | None = None,
-) -> list[Array]:
-    """The parameters of `specs` from the tensors of a checkpoint, of which each process reads only its own parts.
-
-    Raises:
-        ValueError: naming all tensors that hold NaN or infinity.
-    """
-    flawed: set[str] = set()
-    leaves: list[Array] = []
-    for spec in specs:
-        leaf = _read_leaf(spec, [tensors[name] for name in spec.hf_names], mesh, dtype, flawed)
-        if freeze_bits is None or not freezes(spec):
-            leaves.append(leaf)
-            continue
-        # One after the other, so that no more than one is there in full.
-        rows = frozen_specs(spec, freeze_bits)
-        places = None if mesh is None else tuple(named_sharding(mesh, row.axes, row.shape) for row in rows)
-        leaves += jax.block_until_ready(frozen(spec, leaf, freeze_bits, places))
-    # Each process has seen its own parts: all stop if one of them must, or the others would wait for it.
-    if largest(len(flawed)):
-        named = f"{len(flawed)} tensors: {listed(sorted(flawed))}" if flawed else "parts that another process has read"
-        raise ValueError(
-            f"the weights in {source} are not finite (NaN or infinity) in {named}; training has diverged or the files "
-            "are damaged: use another checkpoint"
-        )
-    return leaves
-
-
-def _read_leaf(spec: ParamSpec, tensors: list[StoredTensor], mesh: Mesh | None, dtype: Any, flawed: set[str]) -> Array:
-    dtype = jax.dtypes.canonicalize_dtype(_widest(tensors) if dtype is None else dtype)
-    sharding = None if mesh is None else named_sharding(mesh, spec.axes, spec.shape)
-    everything = (slice(None),) * len(spec.shape)
-    asked = [everything] if sharding is None else sharding.addressable_devices_indices_map(spec.shape).values()
-    # Devices that hold the same part share one array.
-    parts = {index: aligned(tuple(b - a for a, b in index), dtype) for index in {_bounds(spec, one) for one in asked}}
-
-    def layer(number: int) -> str | None:
-        wanted = [one for index, array in parts.items() for one in _wanted(spec, number, index, array)]
-        return None if stream(tensors[number], wanted) else tensors[number].name
-
-    with ThreadPoolExecutor(READERS) as pool:
-        flawed.update(filter(None, pool.map(layer, range(len(tensors)))))
-    if sharding is None:
-        return jax.device_put(parts[_bounds(spec, everything)])
-    return jax.make_array_from_callback(spec.shape, sharding, lambda index: parts[_bounds(spec, index)])
-
-
-def _bounds(spec: ParamSpec, index: tuple[slice, ...]) -> Bounds:
-    return tuple(one.indices(size)[:2] for one, size in zip(index, spec.shape, strict=True))
-
-
-def _wanted(spec: ParamSpec, layer: int, index: Bounds, array: np.ndarray) -> Iterator[Wanted]:
-    """What a part of a parameter wants of the tensor of one layer, in the order in which that is stored."""
-    if spec.stacked:
-        (first, last), *index = index
-        if not first <= layer < last:
-            return
-        array = array[layer - first]
-    if spec.transposed:
-        index, array = index[::-1], array.T
-    rows, *rest = (slice(*one) for one in index)
-    done = 0
-    for run in [rows] if spec.fused is None else _runs(spec.fused, rows):
-        size = run.stop - run.start
-        yield Wanted(run, tuple(rest), array[done : done + size])
-        done += size
-
-
-def read_layer(spec: ParamSpec, tensors: list[StoredTensor], layer: int) -> np.ndarray:
-    """One matrix of a stacked parameter, whole, as `load` would have it in the widest dtype of its layers."""
-    index = ((layer, layer + 1), *((0, size) for size in spec.shape[1:]))
-    array = aligned((1, *spec.shape[1:]), _widest(tensors))
-    stream(tensors[layer], list(_wanted(spec, layer, index, array)))
-    return array[0]
-
-
-def _widest(tensors: list[StoredTensor]) -> Any:
-    return jnp.result_type(*(jnp.dtype(FLOATS[tensor.dtype]) for tensor in tensors))
-
-
 def _narrower(specs: tuple[ParamSpec, ...], tensors: Mapping[str, StoredTensor]) -> tuple[tuple[str, str], ...]:
     """Tensors, by name, whose dtype is narrower than that of the parameter whose layers they are one of."""
     each = ((name, tensors[name], spec) for spec in specs for name in spec.hf_names)
-    widest = {spec.path: _widest([tensors[name] for name in spec.hf_names]) for spec in specs}
-    found = {name: FLOATS[tensor.dtype] for name, tensor, spec in each if FLOATS[tensor.dtype] != widest[spec.path]}
+    wide = {spec.path: widest([tensors[name] for name in spec.hf_names]) for spec in specs}
+    found = {name: FLOATS[tensor.dtype] for name, tensor, spec in each if FLOATS[tensor.dtype] != wide[spec.path]}
     return tuple(found.items())
-
-
-def _runs(fused: Fused, index: slice) -> list[slice]:
-    """The rows of a fused tensor that are the rows `index` of one of its parts."""
-    size = fused.stop - fused.start
-    low, high, _ = index.indices(fused.groups * size)
-    runs = []
-    for group in range(low // size, -(-high // size)):
-        first = group * fused.width + fused.start - group * size
-        runs.append(slice(first + max(low, group * size), first + min(high, (group + 1) * size)))
-    return runs

@@ -18,8 +18,8 @@ from jaxunlearn.files import new_folder
 from jaxunlearn.models.checkpoint_files import stored_header
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.functional import Decoder, as_model
-from jaxunlearn.models.loading import read_leaves
 from jaxunlearn.models.lora import LoRA, adapter_specs, put
+from jaxunlearn.models.reading import read_leaves
 from jaxunlearn.models.segments import join_layers
 from jaxunlearn.models.specs import at, param_specs
 from jaxunlearn.sharding import on_host

@@ -34,10 +34,10 @@ NUMBERS, SCALES = "kernel_numbers", "kernel_scales"
 DTYPES = {8: jnp.int8, 4: jnp.uint8}
 
 
-def check_bits(bits: int | None) -> None:
-    """Raises ValueError for a number of bits that weights are not frozen in."""
+def check_bits(bits: int | None, name: str = "freeze_bits=") -> None:
+    """Raises ValueError for a number of bits that weights are not frozen in, given as `name`."""
     if bits is not None and bits not in BITS:
-        raise ValueError(f"freeze_bits={bits!r}: weights are frozen in 8 or 4 bits, or left as they are (None)")
+        raise ValueError(f"{name}{bits}: weights are frozen in 8 or 4 bits; leave it out to keep them as they are")
 
 
 def freezes(spec: ParamSpec) -> bool:

@@ -10,9 +10,10 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxunlearn.models.functional import Decoder
-from jaxunlearn.models.loading import read_layer, stored
+from jaxunlearn.models.loading import stored
 from jaxunlearn.models.lora import put, without
 from jaxunlearn.models.quantised import freezes, frozen_specs
+from jaxunlearn.models.reading import read_layer
 from jaxunlearn.models.specs import ParamSpec, at, param_specs
 from jaxunlearn.sharding import on_host
 from jaxunlearn.types import Params

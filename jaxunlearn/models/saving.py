@@ -1,15 +1,15 @@
 """Saving a decoder as a Hugging Face checkpoint that PyTorch's transformers loads unchanged.
 
-Tensors go out one shard file at a time: only the tensors of the file being written are on the host. Everything is
-written into a temporary folder beside the target, which is renamed at the end, so a target folder is either complete
-or absent, and nothing that exists is overwritten.
+Tensors go out one at a time (`models.tensor_file`): no more than the one being written is on the host, and what is
+transposed or fused for it. Everything is written into a temporary folder beside the target, which is renamed at the
+end, so a target folder is either complete or absent, and nothing that exists is overwritten.
 """
 
 import json
-import math
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from jaxunlearn.models.restoring import restored
 from jaxunlearn.models.segments import join_layers
 from jaxunlearn.models.specs import ParamSpec, at, param_specs
 from jaxunlearn.models.streaming import transposed
+from jaxunlearn.models.tensor_file import Row, write_tensors
 from jaxunlearn.models.tokenization import GENERATION_CONFIG, copy_tokenizer
 from jaxunlearn.sharding import on_host
 from jaxunlearn.types import Model, Params
@@ -39,7 +40,7 @@ class _Tensor(NamedTuple):
     specs: list[ParamSpec]
     layer: int | None
     name: str
-    bytes: int
+    row: Row
 
 
 def save(
@@ -140,20 +141,17 @@ def _check(config: DecoderConfig, params: Params) -> None:
 
 
 def _write_weights(folder: Path | None, decoder: Decoder, params: Params, max_shard_size: int) -> None:
-    from safetensors.numpy import save_file
-
-    narrower = dict(decoder.narrower)
-    shards = list(_shards(decoder.config, params, max_shard_size, narrower))
+    shards = list(_shards(decoder.config, params, max_shard_size, dict(decoder.narrower)))
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
         name = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         weight_map.update({tensor.name: name for tensor in shard})
         # Every process takes part in collecting a tensor that is split over several.
-        arrays = {tensor.name: _host(params, tensor, narrower.get(tensor.name)) for tensor in shard}
-        if folder is not None:
-            save_file(arrays, folder / name, metadata={"format": "pt"})
+        known = {tensor.name: tensor for tensor in shard}
+        read = partial(_named, params, known)
+        write_tensors(None if folder is None else folder / name, {one: known[one].row for one in known}, read)
     if folder is not None and len(shards) > 1:
-        total = sum(tensor.bytes for shard in shards for tensor in shard)
+        total = sum(tensor.row.bytes for shard in shards for tensor in shard)
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
@@ -161,25 +159,31 @@ def _write_weights(folder: Path | None, decoder: Decoder, params: Params, max_sh
 def _shards(
     config: DecoderConfig, params: Params, max_shard_size: int, narrower: Mapping[str, str]
 ) -> Iterator[list[_Tensor]]:
-    tensors: dict[str, _Tensor] = {}
+    parts: dict[str, list[tuple[ParamSpec, int | None]]] = {}
     for spec in param_specs(config):
-        dtype = at(params, spec).dtype
         for layer, name in enumerate(spec.hf_names):
-            size = math.prod(spec.hf_shape) * jnp.dtype(narrower.get(name, dtype)).itemsize
-            found = tensors.setdefault(name, _Tensor([], layer if spec.stacked else None, name, size))
-            found.specs.append(spec)
+            parts.setdefault(name, []).append((spec, layer if spec.stacked else None))
+    tensors = []
+    for name, beside in parts.items():
+        specs, (layer, *_) = zip(*beside, strict=True)
+        dtype = narrower.get(name) or jnp.result_type(*(at(params, spec).dtype for spec in specs)).name
+        tensors.append(_Tensor(list(specs), layer, name, Row(dtype, specs[0].hf_shape)))
     shard: list[_Tensor] = []
     size = 0
-    for tensor in tensors.values():
-        if shard and size + tensor.bytes > max_shard_size:
+    for tensor in tensors:
+        if shard and size + tensor.row.bytes > max_shard_size:
             yield shard
             shard, size = [], 0
         shard.append(tensor)
-        size += tensor.bytes
+        size += tensor.row.bytes
     yield shard
 
 
-def _host(params: Params, tensor: _Tensor, dtype: str | None) -> np.ndarray:
+def _named(params: Params, tensors: Mapping[str, _Tensor], name: str) -> np.ndarray:
+    return _host(params, tensors[name])
+
+
+def _host(params: Params, tensor: _Tensor) -> np.ndarray:
     parts = [_layer(at(params, spec), tensor.layer, spec) for spec in tensor.specs]
     whole = parts[0]
     if (fused := tensor.specs[0].fused) is not None:
@@ -188,7 +192,7 @@ def _host(params: Params, tensor: _Tensor, dtype: str | None) -> np.ndarray:
         for spec, part in zip(tensor.specs, parts, strict=True):
             whole[:, spec.fused.start : spec.fused.stop] = part.reshape(fused.groups, -1, *rest)
         whole = whole.reshape(-1, *rest)
-    return whole if dtype is None else whole.astype(jnp.dtype(dtype))
+    return whole.astype(jnp.dtype(tensor.row.dtype), copy=False)
 
 
 def _layer(leaf: Array, layer: int | None, spec: ParamSpec) -> np.ndarray:

@@ -75,10 +75,13 @@ def param_specs(
         >>> spec.path, spec.shape, spec.hf_names[1]
         (('layers', 'self_attn', 'q_proj', 'kernel'), (2, 16, 16), 'model.layers.1.self_attn.q_proj.weight')
     """
-    D, V = config.hidden_size, config.vocab_size
+    D, E, V = config.hidden_size, config.word_embed_proj_dim, config.vocab_size
     norms, family = NORMS[config.block], FAMILIES[config.model_type]
     table = (("vocab", "embed"), f"{family.stem('embed_tokens')}.weight")
-    rows = [ParamSpec(("embed_tokens", "embedding"), (V, D), *table)]
+    rows = [ParamSpec(("embed_tokens", "embedding"), (V, E), *table)]
+    if E != D:
+        name = f"{family.stem('project_in')}.weight"
+        rows.append(ParamSpec(("project_in", "kernel"), (E, D), (None, "embed"), name, transposed=True))
     if config.position_offset is not None:
         shape = (config.max_position_embeddings + config.position_offset, D)
         name = f"{family.stem('embed_positions')}.weight"
@@ -95,10 +98,13 @@ def param_specs(
     rows += norm(config, norms.after_mlp)
     if unlearning_rank is not None:
         rows += _bottleneck(config, unlearning_rank)
-    rows += norm(config, "norm")
+    rows += norm(config, "norm" if config.final_norm else None)
+    if E != D:
+        name = f"{family.stem('project_out')}.weight"
+        rows.append(ParamSpec(("project_out", "kernel"), (D, E), ("embed", None), name, transposed=True))
     head = family.stem("lm_head")
     if not config.tie_word_embeddings:
-        rows.append(ParamSpec(("lm_head", "kernel"), (D, V), ("embed", "vocab"), f"{head}.weight", transposed=True))
+        rows.append(ParamSpec(("lm_head", "kernel"), (E, V), ("embed", "vocab"), f"{head}.weight", transposed=True))
     if config.head_bias:
         rows.append(ParamSpec(("lm_head", "bias"), (V,), ("vocab",), f"{head}.bias", "zeros"))
     if lora is not None:

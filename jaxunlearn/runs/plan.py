@@ -21,13 +21,13 @@ from jax.sharding import Mesh
 
 from jaxunlearn import methods, models
 from jaxunlearn.files import write_new
-from jaxunlearn.models.quantised import BITS
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.options import make_method
 from jaxunlearn.runs.programs import PROGRAMS, Program, planned
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Plan
+from jaxunlearn.runs.trainable import check_freezing
 from jaxunlearn.sharding import make_mesh, mesh_sizes
 from jaxunlearn.sharding.program import Traffic, equation_flops, traffic
 from jaxunlearn.sharding.topology import Topology, devices_of, parse_topology, smaller
@@ -82,8 +82,7 @@ def plan(settings: Plan) -> list[Estimate]:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(settings, name)}: give at least 1")
     if settings.lora_rank < 0:
         raise ValueError(f"--lora-rank {settings.lora_rank}: give a positive rank, or 0 to train the weights")
-    if settings.freeze_bits not in (None, *BITS) or (settings.freeze_bits and not settings.lora_rank):
-        raise ValueError(f"--freeze-bits {settings.freeze_bits}: give 8 or 4, beside --lora-rank")
+    check_freezing(settings.freeze_bits, settings.lora_rank)
     config = _config(settings.model)
     if settings.length > config.max_position_embeddings:
         raise ValueError(

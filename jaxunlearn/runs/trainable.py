@@ -7,10 +7,9 @@ import jax
 
 from jaxunlearn import models
 from jaxunlearn.curvature.subset import Select
-from jaxunlearn.data import Encoded, collate
-from jaxunlearn.models.quantised import BITS
+from jaxunlearn.data import Encoded, batches
+from jaxunlearn.models.quantised import check_bits
 from jaxunlearn.runs.settings import Trainable
-from jaxunlearn.sharding import shard_batch
 from jaxunlearn.types import Model, Params
 
 EXAMPLES = 64  # enough to weigh columns of a projection; each costs a gradient
@@ -36,12 +35,16 @@ def check(settings: Trainable, layers: int) -> None:
         raise ValueError("--lora-init and --lora-targets say how adapters are made: give --lora-rank as well")
     if settings.lora_rank:
         lora_of(settings)
-    if settings.freeze_bits not in (None, *BITS):
-        raise ValueError(f"--freeze-bits {settings.freeze_bits}: weights are frozen in 8 or 4 bits")
-    if settings.freeze_bits is not None and not settings.lora_rank:
-        raise ValueError(f"--freeze-bits {settings.freeze_bits} is for what adapters correct: give --lora-rank as well")
+    check_freezing(settings.freeze_bits, settings.lora_rank)
     if settings.freeze_bits is not None and settings.lora_init != "zero":
         raise ValueError(f"--lora-init {settings.lora_init} cuts adapters out of the weights: leave out --freeze-bits")
+
+
+def check_freezing(freeze_bits: int | None, lora_rank: int) -> None:
+    """Raises ValueError for bits that weights are not frozen in, or without adapters to correct them."""
+    check_bits(freeze_bits, "--freeze-bits ")
+    if freeze_bits is not None and not lora_rank:
+        raise ValueError(f"--freeze-bits {freeze_bits} is for what adapters correct: give --lora-rank as well")
 
 
 def choose(
@@ -63,7 +66,8 @@ def choose(
         if not retain:
             raise ValueError(f"--lora-init {settings.lora_init} weighs weights by what is kept: give --retain as well")
         make = {"fila": models.fila, "vila": models.vila}[settings.lora_init]
-        parts = (shard_batch(collate(part[:EXAMPLES]), mesh) for part in (forget, retain))
+        some = (part[:EXAMPLES] for part in (forget, retain))
+        parts = (next(batches(part, len(part), shuffle=False)).on(mesh) for part in some)
         return Chosen(*make(model, params, lora, *parts, key), models.is_lora)
     if settings.train_last == layers:
         return Chosen(model, params, ("layers",))

@@ -8,6 +8,7 @@ from decoder_cases import toy
 
 from jaxunlearn import models
 from jaxunlearn.models.sampling import restricted
+from jaxunlearn.models.stop_strings import found, stop_table
 from jaxunlearn.types import Model
 
 PROMPTS = [[1, 2, 3, 4, 5], [7], [9, 8, 7], [4, 4], [30]]
@@ -94,6 +95,39 @@ def test_stop_strings_end_a_text_before_the_token_that_reaches_into_them(decoder
     assert len(cut[0]) < 9
     with pytest.raises(ValueError, match="pass tokenizer="):
         models.generate(model, params, PROMPTS, max_new_tokens=9, stop_strings=(stop,))
+    with pytest.raises(ValueError, match="give a tuple of texts, none of them empty"):
+        models.generate(model, params, PROMPTS, max_new_tokens=9, stop_strings=("",), tokenizer=Words())
+
+
+def test_the_table_of_stop_strings_finds_them_as_soon_as_they_are_there():
+    draw = np.random.default_rng(0)
+
+    def texts(number, least, most):
+        return ["".join(draw.choice(list("ab "), draw.integers(least, most))) for _ in range(number)]
+
+    some = 0
+    for _ in range(150):
+        strings, pieces = texts(draw.integers(1, 4), 1, 6), [*texts(6, 0, 5), "x"]
+        table, ids = stop_table(strings, pieces), draw.integers(0, 7, 8).tolist()
+        for n in range(9):
+            text = "".join(pieces[i] for i in ids[:n])
+            assert found(table, ids[:n]) == any(one in text for one in strings), (strings, text)
+        some += found(table, ids) and max(map(len, strings)) > 3
+    assert some > 20
+
+
+def test_a_text_ended_by_a_string_that_decoding_changes_is_written_on(decoder):
+    class Merging(Words):
+        """Of three tokens or more, the text is another one."""
+
+        def decode(self, ids):
+            return super().decode(ids) if len(ids) < 3 else "?" * len(ids)
+
+    model, params = decoder
+    full = models.generate(model, params, PROMPTS, max_new_tokens=9)
+    stop = Words().decode(full[0][2:4])
+    options = {"max_new_tokens": 9, "stop_strings": (stop,), "tokenizer": Merging()}
+    assert models.generate(model, params, PROMPTS, **options) == full
 
 
 def test_longrope_takes_the_text_up_anew_where_its_frequencies_change():

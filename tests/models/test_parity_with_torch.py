@@ -8,6 +8,7 @@ import transformers
 from decoder_cases import CONFIGS, tokens_for
 
 from jaxunlearn import models
+from jaxunlearn.models import generation
 
 GREEDY = "Once upon a time, there was a little girl named Lily."
 
@@ -82,6 +83,33 @@ def test_generation_equals_torch_greedy(stories260k):
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=None
         )
         assert continuation == out[0, len(prompt) :].tolist()
+
+
+def test_stop_strings_end_the_loop_where_they_end_that_of_torch(stories260k, monkeypatch):
+    model, params = models.load(stories260k)
+    tokenizer = models.load_tokenizer(stories260k)
+    prompts = [[1, 403], [1], [1, 390, 300, 261, 410, 299]]
+    strings, new = (" girl n", ". He", "big, sh"), 32
+    written, inner = [], generation.continue_batch
+    monkeypatch.setattr(generation, "continue_batch", lambda *args: written.append(inner(*args)) or written[-1])
+    ours = models.generate(model, params, prompts, max_new_tokens=new, stop_strings=strings, tokenizer=tokenizer)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    # Rows that are done are only padded where there is an end-of-text token: one that is never written.
+    options = {"max_new_tokens": new, "do_sample": False, "eos_token_id": 3, "pad_token_id": 0}
+    out = torch_load(stories260k).generate(
+        ids, attention_mask=mask, stop_strings=list(strings), tokenizer=tokenizer, **options
+    )
+    theirs = [[token for token in row if token > 0] for row in out[:, width:].tolist()]
+    [(tokens, lengths)] = written
+    assert [row[:n].tolist() for row, n in zip(np.asarray(tokens), lengths, strict=True)] == theirs
+    assert max(map(len, theirs)) < new
+    for row, whole in zip(ours, theirs, strict=True):
+        text, at = tokenizer.decode(whole), len(tokenizer.decode(row))
+        first = min(where for where in map(text.find, strings) if where >= 0)
+        assert row == whole[: len(row)]
+        assert at <= first < len(tokenizer.decode(whole[: len(row) + 1]))
 
 
 def test_bfloat16_checkpoint_keeps_its_dtype_and_stays_near_float32(stories260k, tmp_path):

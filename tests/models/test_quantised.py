@@ -41,8 +41,8 @@ def test_numbers_times_scales_are_the_rounding_of_the_attack(bits):
         np.testing.assert_array_equal(ours, rounded({"kernel": W}, bits=bits, group=GROUPS[bits])["kernel"])
 
 
-def test_adapters_see_the_derivatives_of_the_dequantised_model(folder):
-    bits = 4
+@pytest.mark.parametrize("bits", [8, 4])
+def test_adapters_see_the_derivatives_of_the_dequantised_model(folder, bits):
     plain = models.load(folder)
     plain = plain[0], rounded(plain[1], bits=bits, group=GROUPS[bits], where=matrices)
     lora, key = models.LoRA(rank=2), jax.random.key(0)

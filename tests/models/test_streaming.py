@@ -1,15 +1,18 @@
 """Streaming puts every stored number where it belongs, reads it once, and finds the one that is not finite."""
 
+import weakref
 from itertools import pairwise
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from family_models import built
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from jaxunlearn.models import streaming
+from jaxunlearn import models
+from jaxunlearn.models import saving, streaming
 from jaxunlearn.models.checkpoint_files import StoredTensor, stored_header
 from jaxunlearn.models.streaming import Wanted, aligned, fill, stream
 
@@ -88,3 +91,35 @@ def test_a_file_that_became_shorter_is_named(stored, tmp_path):
     for columns in (37, 36):
         with pytest.raises(ValueError, match=r"x.safetensors ended while x was read; fetch or copy it again"):
             tensor.read((slice(0, 150), slice(0, columns)))
+
+
+@pytest.mark.parametrize("size", ["5GB", 20_000])
+def test_saving_holds_one_tensor_at_a_time_and_writes_what_the_library_writes(size, tmp_path, monkeypatch):
+    """Fused projections, and a checkpoint whose layers are of three types."""
+    family = built("phi3", tmp_path / "torch")
+    file = family.folder / "model.safetensors"
+    mixed = load_file(file)
+    mixed["model.layers.0.self_attn.qkv_proj.weight"] = mixed["model.layers.0.self_attn.qkv_proj.weight"].astype("f2")
+    mixed["model.layers.1.mlp.down_proj.weight"] = mixed["model.layers.1.mlp.down_proj.weight"].astype(jnp.bfloat16)
+    save_file(mixed, file, metadata={"format": "pt"})
+    model, params = models.load(family.folder)
+    alive, most, inner = [0], [0], saving._host
+
+    def counted(*args):
+        tensor = inner(*args)
+        alive[0] += 1
+        most[0] = max(most[0], alive[0])
+        weakref.finalize(tensor, lambda: alive.__setitem__(0, alive[0] - 1))
+        return tensor
+
+    monkeypatch.setattr(saving, "_host", counted)
+    models.save(tmp_path / "saved", model, params, max_shard_size=size)
+    assert (alive, most) == ([0], [1])
+    files = sorted((tmp_path / "saved").glob("*.safetensors"))
+    assert (len(files) == 1) == (size == "5GB")
+    for one in files:
+        save_file(load_file(one), tmp_path / "again", metadata={"format": "pt"})
+        assert one.read_bytes() == (tmp_path / "again").read_bytes()
+    saved = {name: tensor for one in files for name, tensor in load_file(one).items()}
+    assert saved.keys() == mixed.keys()
+    assert all(saved[name].dtype == mixed[name].dtype and (saved[name] == mixed[name]).all() for name in mixed)

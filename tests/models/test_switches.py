@@ -49,7 +49,13 @@ def test_blockwise_attention_sees_what_plain_attention_sees_in_a_model():
 def test_taps_watch_what_other_families_have():
     """Of one example, squares of a vector parameter are those of its gradient; a position is read once."""
     other = {"norm": "layer", "block": "shared", "gated_mlp": False, "head_bias": True, "qk_norm": "head"}
-    other |= {"position_offset": 2, "embedding_multiplier": 2.0, "residual_multiplier": 0.5, "logits_scaling": 0.7}
+    other |= {
+        "word_embed_proj_dim": 20,
+        "position_offset": 2,
+        "embedding_multiplier": 2.0,
+        "residual_multiplier": 0.5,
+        "logits_scaling": 0.7,
+    }
     model, params = toy(model_type="gpt_neo", **other)
     ids = jnp.asarray(tokens_for(model.source.config, batch=1, length=7))
     batch = TokenBatch(ids, jnp.ones(ids.shape).at[:, 0].set(0.0))
@@ -82,6 +88,16 @@ def test_a_configuration_goes_to_hugging_face_and_back(case):
     assert a == b
 
 
+def test_an_opt_model_may_go_without_its_last_norm():
+    plain, bare = (
+        models.DecoderConfig.from_hf(transformers.OPTConfig(_remove_final_layer_norm=without))
+        for without in (False, True)
+    )
+    paths = [{spec.path for spec in models.param_specs(config)} for config in (plain, bare)]
+    assert paths[0] - paths[1] == {("norm", "scale"), ("norm", "bias")}
+    assert models.DecoderConfig.from_hf(bare.to_hf()) == bare
+
+
 def test_switches_that_a_family_cannot_express_are_named_and_nothing_is_written(tmp_path):
     config = models.DecoderConfig(**SMALL, model_type="gemma2")
     params = jax.eval_shape(lambda key: models.init(config, key)[1], jax.random.key(0))
@@ -93,8 +109,6 @@ def test_switches_that_a_family_cannot_express_are_named_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (transformers.OPTConfig(word_embed_proj_dim=8), "word_embed_proj_dim=8 .*projection"),
-        (transformers.OPTConfig(do_layer_norm_before=False), "do_layer_norm_before=False is not implemented"),
         (transformers.MixtralConfig(), "num_local_experts=8: mixture of experts is not implemented"),
         (transformers.Qwen3MoeConfig(num_experts=4), "mixture of experts"),
         (transformers.T5Config(), "is_encoder_decoder=True: an encoder-decoder is not implemented"),
