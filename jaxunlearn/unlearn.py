@@ -17,7 +17,7 @@ from jaxunlearn import tree
 from jaxunlearn.certificate import Certificate, certify
 from jaxunlearn.curvature.subset import Select, combine, over_chosen, partition
 from jaxunlearn.methods.method import Method
-from jaxunlearn.sharding.regions import replicate_scalars
+from jaxunlearn.sharding.regions import replicate_rest
 from jaxunlearn.transforms import CurvatureState, NoiseState
 from jaxunlearn.types import Key, Model, Params, UnlearnBatch
 
@@ -94,7 +94,7 @@ def init(method: Method, model: Model, params: Params, *, key: Key, trainable: S
                 "parameter tree (close over them in the model's functions)"
             )
     state = UnlearnState(jnp.int32(0), params, method.transform.init(tree.to_vector(params)), key, frozen)
-    return replicate_scalars(state, params)
+    return replicate_rest(state, params)
 
 
 def unlearn_step(

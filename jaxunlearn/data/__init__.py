@@ -4,7 +4,7 @@
 forget questions about people who do not exist; `corpus` and `train_tokenizer` make data out of nothing.
 """
 
-from jaxunlearn.data.batches import PairStep, Step, batches, collate, pair, shapes_of, steps_per_epoch
+from jaxunlearn.data.batches import PairStep, Step, batches, collate, filled, pair, shapes_of, steps_per_epoch
 from jaxunlearn.data.corpus import Corpus, corpus, training_texts
 from jaxunlearn.data.counterfactual import Counterfactuals, counterfactuals, uncovered_message
 from jaxunlearn.data.encode import Encoded, encode
@@ -34,6 +34,7 @@ __all__ = [
     "corpus",
     "counterfactuals",
     "encode",
+    "filled",
     "from_rows",
     "normalised",
     "pack",

@@ -2,20 +2,26 @@
 
 Every batch of a data set has the same shape, so a step compiles once. The order is a pure function of
 `(seed, epoch, step)`: a run that resumes at `(epoch, step)` sees exactly what it would have seen. The last short batch
-is filled with repeated rows whose loss mask is zero, so sums and counts of the loss stay exact.
+is filled with repeated rows whose loss mask is zero, so sums and counts of the loss stay exact. Rows are collated when
+a batch is asked for, those of a process's own devices only.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
 from jaxunlearn.data.encode import Encoded
 from jaxunlearn.data.errors import DataError
 from jaxunlearn.data.packing import PackedRow
 from jaxunlearn.packed import PackedBatch
+from jaxunlearn.sharding import shard_rows
 from jaxunlearn.types import TokenBatch, UnlearnBatch
+
+Rows = Callable[[Int[np.ndarray, " n"]], TokenBatch | PackedBatch]
 
 
 class Step(NamedTuple):
@@ -26,7 +32,7 @@ class Step(NamedTuple):
         next: the place of the step that follows.
         rows: which records the rows are, int64, shape [B]; fillers repeat earlier rows.
         real: how many rows count; the rest are fillers with zero loss mask.
-        batch: numpy arrays.
+        make: collates some rows of the batch, by their places in it.
     """
 
     epoch: int
@@ -34,11 +40,24 @@ class Step(NamedTuple):
     next: tuple[int, int]
     rows: Int[np.ndarray, " B"]
     real: int
-    batch: TokenBatch | PackedBatch
+    make: Rows
+
+    @property
+    def batch(self) -> TokenBatch | PackedBatch:
+        """All rows, as numpy arrays."""
+        return self.make(np.arange(len(self.rows)))
+
+    def on(self, mesh: Mesh | None) -> TokenBatch | PackedBatch:
+        """All rows, split over `mesh`; each process collates those of its own devices."""
+        return shard_rows(self.make, len(self.rows), mesh)
 
 
 class PairStep(NamedTuple):
-    """A forget batch with a random retain batch: fields as in `Step`; `retain_rows` index the retain records."""
+    """A forget batch with a random retain batch: fields as in `Step`; `retain_rows` index the retain records.
+
+    Attributes:
+        make_forget, make_retain: collate some rows of either; None where there is nothing to retain.
+    """
 
     epoch: int
     step: int
@@ -46,7 +65,21 @@ class PairStep(NamedTuple):
     forget_rows: Int[np.ndarray, " B"]
     retain_rows: Int[np.ndarray, " R"]
     real: int
-    batch: UnlearnBatch
+    make_forget: Rows
+    make_retain: Rows | None
+
+    @property
+    def batch(self) -> UnlearnBatch:
+        """Both, whole, as numpy arrays."""
+        return self._both(lambda make, count: make(np.arange(count)))
+
+    def on(self, mesh: Mesh | None) -> UnlearnBatch:
+        """Both, split over `mesh`; each process collates the rows of its own devices."""
+        return self._both(lambda make, count: shard_rows(make, count, mesh))
+
+    def _both(self, put: Callable[[Rows, int], TokenBatch | PackedBatch]) -> UnlearnBatch:
+        kept = None if self.make_retain is None else put(self.make_retain, len(self.retain_rows))
+        return UnlearnBatch(put(self.make_forget, len(self.forget_rows)), kept)
 
 
 def shapes_of(encoded: Sequence[Encoded] | Sequence[PackedRow]) -> tuple[int, int]:
@@ -107,6 +140,27 @@ def collate(
     return PackedBatch(tokens, loss_mask, segments, positions)
 
 
+def filled(
+    encoded: Sequence[Encoded] | Sequence[PackedRow],
+    rows: Int[np.ndarray, " B"],
+    real: int,
+    shape: tuple[int, int],
+    places: Int[np.ndarray, " n"],
+    *,
+    pad_id: int = 0,
+) -> TokenBatch | PackedBatch:
+    """The rows at `places` of a batch of `rows`; those from number `real` on are fillers without loss.
+
+    Example:
+        >>> one = Encoded(np.arange(2), np.array([0.0, 1.0]), np.zeros((2, 2)), "", None)
+        >>> filled([one], np.array([0, 0]), 1, (2, 1), np.array([0, 1])).loss_mask.tolist()
+        [[0.0, 1.0], [0.0, 0.0]]
+    """
+    batch = collate([encoded[row] for row in rows[places]], length=shape[0], places=shape[1], pad_id=pad_id)
+    batch.loss_mask[places >= real] = 0.0
+    return batch
+
+
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """Batches in one pass over `count` records, the last one filled up."""
     return -(-count // batch_size)
@@ -143,9 +197,8 @@ def batches(
     epoch, step = divmod(start[0] * steps + start[1], steps)
     while epoch < epochs:
         rows, real = _rows(len(encoded), batch_size, seed, epoch, step, shuffle)
-        batch = _filled(encoded, rows, real, shape, pad_id)
         following = divmod(epoch * steps + step + 1, steps)
-        yield Step(epoch, step, following, rows, real, batch)
+        yield Step(epoch, step, following, rows, real, partial(filled, encoded, rows, real, shape, pad_id=pad_id))
         epoch, step = following
 
 
@@ -169,12 +222,12 @@ def pair(
         _check(retain, retain_size or batch_size, "retain records")
     shape, size = shapes_of(retain), retain_size or batch_size
     for one in batches(forget, batch_size, seed=seed, epochs=epochs, start=start, pad_id=pad_id):
-        rows, kept = np.zeros(0, np.int64), None
+        rows, make = np.zeros(0, np.int64), None
         if retain:
             random = np.random.default_rng([seed, one.epoch, one.step, 1])
             rows = random.choice(len(retain), size, replace=len(retain) < size)
-            kept = _filled(retain, rows, size, shape, pad_id)
-        yield PairStep(one.epoch, one.step, one.next, one.rows, rows, one.real, UnlearnBatch(one.batch, kept))
+            make = partial(filled, retain, rows, size, shape, pad_id=pad_id)
+        yield PairStep(one.epoch, one.step, one.next, one.rows, rows, one.real, one.make, make)
 
 
 def _where(one: Encoded | PackedRow) -> str:
@@ -185,14 +238,6 @@ def _rows(count: int, batch_size: int, seed: int, epoch: int, step: int, shuffle
     order = np.random.default_rng([seed, epoch]).permutation(count) if shuffle else np.arange(count)
     taken = np.arange(step * batch_size, (step + 1) * batch_size)
     return order[taken % count], int(np.count_nonzero(taken < count))
-
-
-def _filled(
-    encoded: Sequence[Encoded] | Sequence[PackedRow], rows: np.ndarray, real: int, shape: tuple[int, int], pad_id: int
-) -> TokenBatch | PackedBatch:
-    batch = collate([encoded[row] for row in rows], length=shape[0], places=shape[1], pad_id=pad_id)
-    batch.loss_mask[real:] = 0.0
-    return batch
 
 
 def _check(encoded: Sequence[Encoded], batch_size: int, what: str) -> None:

@@ -6,14 +6,17 @@ whatever the records are, and where more records are drawn than there are rows, 
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Int
 
-from jaxunlearn.data.batches import collate, shapes_of
+from jaxunlearn.data.batches import Rows, collate, shapes_of
 from jaxunlearn.data.encode import Encoded
 from jaxunlearn.data.errors import DataError
+from jaxunlearn.sharding import shard_rows
 from jaxunlearn.types import TokenBatch
 
 
@@ -22,11 +25,22 @@ class PoissonSample(NamedTuple):
 
     Attributes:
         drawn: which records it holds, in random order, int64; the first rows of the batch.
-        batch: numpy arrays; rows after the drawn ones carry no loss.
+        size: rows of the batch; those after the drawn ones carry no loss.
+        make: collates some of them, by their places in the batch.
     """
 
     drawn: Int[np.ndarray, " n"]
-    batch: TokenBatch
+    size: int
+    make: Rows
+
+    @property
+    def batch(self) -> TokenBatch:
+        """All rows, as numpy arrays."""
+        return self.make(np.arange(self.size))
+
+    def on(self, mesh: Mesh | None) -> TokenBatch:
+        """All rows, split over `mesh`; each process collates those of its own devices."""
+        return shard_rows(self.make, self.size, mesh)
 
 
 def poisson_batches(
@@ -61,9 +75,15 @@ def poisson_batches(
             f"a sampling rate of {rate}, at most {capacity} records in {rows} rows: the rate is a probability above 0, "
             "and the rows hold all records of a batch, at least 1"
         )
-    length, places = shape or shapes_of(encoded)
+    shape = shape or shapes_of(encoded)
     for _ in range(steps):
         drawn = random.permutation(np.flatnonzero(random.random(len(encoded)) < rate))[:capacity]
-        found = collate([encoded[i] for i in drawn], length=length, places=places)
-        fill = ((0, rows - len(drawn)), (0, 0))
-        yield PoissonSample(drawn, TokenBatch(*(np.pad(leaf, fill) for leaf in found)))
+        yield PoissonSample(drawn, rows, partial(_padded, encoded, drawn, shape))
+
+
+def _padded(
+    encoded: Sequence[Encoded], drawn: Int[np.ndarray, " n"], shape: tuple[int, int], places: Int[np.ndarray, " k"]
+) -> TokenBatch:
+    real = drawn[places[places < len(drawn)]]
+    found = collate([encoded[row] for row in real], length=shape[0], places=shape[1])
+    return TokenBatch(*(np.pad(leaf, ((0, len(places) - len(real)), (0, 0))) for leaf in found))

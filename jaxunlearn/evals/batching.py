@@ -12,8 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxunlearn.data import Encoded, collate, shapes_of
-from jaxunlearn.sharding import on_host, shard_batch
+from jaxunlearn.data import Encoded, batches
+from jaxunlearn.sharding import on_host
 from jaxunlearn.types import TokenBatch
 
 Progress = Callable[[int, int], None]
@@ -25,18 +25,21 @@ def loss_tokens(example: Encoded) -> int:
     return int(np.count_nonzero(np.asarray(example.loss_mask)[1:]))
 
 
-def bucketed(encoded: Sequence[Encoded], batch_size: int) -> Iterator[tuple[list[int], TokenBatch]]:
-    """Yields `(indices, batch)`: row r of the batch is example `indices[r]`; rows beyond `len(indices)` are filler."""
+def bucketed(
+    encoded: Sequence[Encoded], batch_size: int, mesh: Mesh | None = None
+) -> Iterator[tuple[list[int], TokenBatch]]:
+    """Yields `(indices, batch)`: row r of the batch is example `indices[r]`; rows beyond `len(indices)` are filler.
+
+    Batches are split over `mesh`, or are host arrays without one.
+    """
     groups: dict[int, list[int]] = {}
     for index, example in enumerate(encoded):
         groups.setdefault(_power_of_two(len(example.tokens), _SHORTEST), []).append(index)
     for _, members in sorted(groups.items()):
-        length, places = shapes_of([encoded[i] for i in members])
         rows = min(batch_size, _power_of_two(len(members), 1))
-        for start in range(0, len(members), rows):
-            indices = members[start : start + rows]
-            filled = indices + [indices[0]] * (rows - len(indices))
-            yield indices, collate([encoded[i] for i in filled], length=length, places=places)
+        for one in batches([encoded[i] for i in members], rows, shuffle=False):
+            indices = [members[i] for i in one.rows[: one.real]]
+            yield indices, one.batch if mesh is None else one.on(mesh)
 
 
 def per_example(
@@ -64,8 +67,8 @@ def per_example(
         )
     out: dict[str, list] = {}
     done = 0
-    for indices, batch in bucketed(encoded, batch_size):
-        values = on_host(measure(batch if mesh is None else shard_batch(batch, mesh)))
+    for indices, batch in bucketed(encoded, batch_size, mesh):
+        values = on_host(measure(batch))
         for name, rows in values.items():
             column = out.setdefault(name, [None] * len(encoded))
             for row, index in enumerate(indices):

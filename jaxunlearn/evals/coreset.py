@@ -31,7 +31,7 @@ from jaxunlearn.curvature.forward_mode import jvp
 from jaxunlearn.data import Encoded
 from jaxunlearn.evals.batching import bucketed
 from jaxunlearn.evals.score import score
-from jaxunlearn.sharding import on_host, shard_batch
+from jaxunlearn.sharding import on_host
 from jaxunlearn.types import Model, Params, TokenBatch
 
 Acquisition = Literal["random", "entropy", "least_confidence", "k_means", "gradient_match"]
@@ -170,8 +170,8 @@ def _by_example(
     measure: Callable[[TokenBatch], Array], encoded: Sequence[Encoded], batch_size: int, mesh: Mesh | None
 ) -> np.ndarray:
     found: list[np.ndarray | None] = [None] * len(encoded)
-    for indices, batch in bucketed(encoded, batch_size):
-        rows = on_host(measure(batch if mesh is None else shard_batch(batch, mesh)))
+    for indices, batch in bucketed(encoded, batch_size, mesh):
+        rows = on_host(measure(batch))
         for row, index in enumerate(indices):
             found[index] = rows[row].astype(np.float64)
     return np.stack(found)

@@ -86,7 +86,7 @@ def kl(
         0.5108
     """
     columns = per_example(
-        partial(_divergence, model, model if model_q is None else model_q, params_p, params_q),
+        partial(batch_divergence, model, model if model_q is None else model_q, params_p, params_q),
         encoded,
         batch_size=batch_size,
         mesh=mesh,
@@ -96,9 +96,10 @@ def kl(
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _divergence(
+def batch_divergence(
     model_p: Model, model_q: Model, params_p: Params, params_q: Params, batch: Batch
 ) -> dict[str, Float[Array, "B P"]]:
+    """Both divergences at every place of one batch, compiled."""
     log_p, log_q = (_log_softmax(batch, m, w) for m, w in ((model_p, params_p), (model_q, params_q)))
     if log_p.shape != log_q.shape:
         raise ValueError(

@@ -102,13 +102,14 @@ def score(
         ([0.8, 0.6], [True, True])
     """
     columns = per_example(
-        partial(_moments, model, params), encoded, batch_size=batch_size, mesh=mesh, progress=progress
+        partial(batch_scores, model, params), encoded, batch_size=batch_size, mesh=mesh, progress=progress
     )
     return Scores(columns["log_probs"], columns["hits"], columns["means"], columns["stds"])
 
 
 @partial(jax.jit, static_argnums=0)
-def _moments(model: Model, params: Params, batch: Batch) -> dict[str, Array]:
+def batch_scores(model: Model, params: Params, batch: Batch) -> dict[str, Array]:
+    """`moments` of one batch, compiled: what a scoring pass runs."""
     logits, targets, _ = batch.predict(model, params)
     return moments(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), targets)
 

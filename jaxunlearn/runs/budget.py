@@ -1,4 +1,4 @@
-"""`--memory-budget`: the fastest form of a step that fits, found by compiling.
+"""`--memory-budget`: the fastest form of a step of unlearning or training that fits, found by compiling.
 
 Memory is traded for time in three ways that change results by rounding only:
 
@@ -12,29 +12,31 @@ They are tried in this order, each step compiled from shapes for the devices tha
 arguments, results and temporaries are within the budget. No weight is read for it.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 from jax.sharding import Mesh
 
 from jaxunlearn import curvature
-from jaxunlearn.data import pair
+from jaxunlearn.data import Encoded, PackedRow, batches, pair
 from jaxunlearn.methods import Method
 from jaxunlearn.models.functional import HEAD_ROWS
 from jaxunlearn.models.saving import byte_size
 from jaxunlearn.runs.alternatives import Alternatives
 from jaxunlearn.runs.facts import size_text
+from jaxunlearn.runs.fit import initial, program
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.options import make_method, options_of
 from jaxunlearn.runs.prepared import Prepared, batch_sizes
-from jaxunlearn.runs.programs import PROGRAMS, Problem, problem_of
+from jaxunlearn.runs.programs import PROGRAMS, Problem, Program, abstract, beside, model_of, problem_of
 from jaxunlearn.runs.references import Stored
-from jaxunlearn.runs.settings import Unlearn
+from jaxunlearn.runs.settings import Finetune, Unlearn
 from jaxunlearn.runs.trainable import lora_of
 from jaxunlearn.types import Reference
 
 FEW_ROWS = 64
+Choice = TypeVar("Choice")
 
 
 class Form(NamedTuple):
@@ -105,15 +107,59 @@ def choose(settings: Unlearn, ready: Prepared, mesh: Mesh, say: Callable[[str], 
 
     def size(form: Form) -> int:
         problem = problem_for(settings, ready, found, mesh, form)
-        function, arguments, donated = PROGRAMS["step"](problem, method_in(settings, form), 1)
-        used = jax.jit(function, donate_argnums=donated).lower(*arguments).compile().memory_analysis()
-        results = used.output_size_in_bytes - used.alias_size_in_bytes
-        total = used.argument_size_in_bytes + results + used.temp_size_in_bytes
+        total = bytes_of(PROGRAMS["step"](problem, method_in(settings, form), 1))
         say(f"a step with {form}: {size_text(total)} a device")
         return total
 
     forms = forms_of(*batch_sizes(settings, len(ready.forget), len(ready.retain)), _rows_apart(mesh))
-    return first_within(budget, forms, size, settings.memory_budget)
+    smaller = "smaller batches (--batch-size, --retain-size), more devices (--mesh)"
+    remedy = f"{smaller}, or train less (--train-last, --lora-rank)"
+    return first_within(budget, forms, size, settings.memory_budget, remedy)
+
+
+def training_step(
+    settings: Finetune,
+    rows: Sequence[Encoded] | Sequence[PackedRow],
+    found: Checkpoint,
+    mesh: Mesh,
+    steps: int,
+    form: Form,
+) -> Program:
+    """A step of `jaxunlearn finetune` over `rows`, from shapes, in that form."""
+    how = {"remat": form.remat, "head_rows": form.head_rows}
+    model, params = model_of(found.config, mesh, dtypes=found.dtypes, **how)
+    batch = abstract(next(batches(rows, settings.batch_size)).batch, mesh)
+    rule = (1e-3, settings.weight_decay, min(1, steps - 1), steps)
+    state = beside(jax.eval_shape(lambda p: initial(p, *rule), params), params, mesh)
+    return program(model, *rule, form.microbatch), (state, batch), (0,)
+
+
+def choose_training(
+    settings: Finetune,
+    rows: Sequence[Encoded] | Sequence[PackedRow],
+    found: Checkpoint,
+    mesh: Mesh,
+    steps: int,
+    say: Callable[[str], object],
+) -> tuple[Form, int]:
+    """As `choose`, of a step of `jaxunlearn finetune` over `rows`."""
+
+    def size(form: Form) -> int:
+        total = bytes_of(training_step(settings, rows, found, mesh, steps, form))
+        say(f"a step with {form}: {size_text(total)} a device")
+        return total
+
+    forms = forms_of(settings.batch_size, 0, _rows_apart(mesh))
+    remedy = "a smaller --batch-size, shorter records (--max-length with --truncate), or more devices (--mesh)"
+    return first_within(byte_size(settings.memory_budget), forms, size, settings.memory_budget, remedy)
+
+
+def bytes_of(program: Program) -> int:
+    """Bytes a device that a program takes: arguments, results that do not take their place, and temporaries."""
+    function, arguments, donated = program
+    used = jax.jit(function, donate_argnums=donated).lower(*arguments).compile().memory_analysis()
+    results = used.output_size_in_bytes - used.alias_size_in_bytes
+    return used.argument_size_in_bytes + results + used.temp_size_in_bytes
 
 
 def forms_of(forget: int, retain: int, devices: int = 1) -> list[Form]:
@@ -130,10 +176,19 @@ def forms_of(forget: int, retain: int, devices: int = 1) -> list[Form]:
     return [Form(), Form("full"), *lean, Form("full", cuts[-1] if cuts else None, FEW_ROWS)]
 
 
-def first_within(budget: int, forms: list[Form], size: Callable[[Form], int], asked: str | None) -> tuple[Form, int]:
+def first_within(
+    budget: int, forms: Sequence[Choice], size: Callable[[Choice], int], asked: str | None, remedy: str
+) -> tuple[Choice, int]:
     """The first form whose `size` is within `budget`, and that size.
 
     Sizes are taken to fall along `forms`, so that a handful of compilations find it among many.
+
+    Args:
+        budget: bytes.
+        forms: the fastest first.
+        size: bytes that a form takes.
+        asked: the budget as it was given.
+        remedy: what to do where none fits, beside a larger budget.
 
     Raises:
         ValueError: none is.
@@ -144,9 +199,8 @@ def first_within(budget: int, forms: list[Form], size: Callable[[Form], int], as
     low, high, leanest = 0, len(forms) - 1, size(forms[-1])
     if leanest > budget:
         raise ValueError(
-            f"--memory-budget {asked}: the leanest step ({forms[-1]}) takes {size_text(leanest)} a device; give at "
-            "least that, smaller batches (--batch-size, --retain-size), more devices (--mesh), or train less "
-            "(--train-last, --lora-rank)"
+            f"--memory-budget {asked}: the leanest form ({forms[-1]}) takes {size_text(leanest)} a device; give at "
+            f"least that, {remedy}"
         )
     while high - low > 1:
         middle = (low + high) // 2

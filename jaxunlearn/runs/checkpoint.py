@@ -20,6 +20,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -30,10 +31,11 @@ from jaxtyping import PyTree
 from jaxunlearn.files import require_room
 from jaxunlearn.runs.preemption import Interrupted, Requests
 from jaxunlearn.runs.saved_arrays import digest_of, named, shapes_of, unnamed
-from jaxunlearn.sharding import largest
+from jaxunlearn.sharding import largest, of_first, together
 
 Facts = dict[str, Any]
 Snapshot = Callable[[], tuple[PyTree, Facts]]
+LAST = 2**31 - 1
 
 
 class Restored(NamedTuple):
@@ -124,8 +126,8 @@ class Checkpoints:
         Raises:
             UnreadableError: when there are checkpoints and none of them can be read.
         """
-        problems = []
-        for step in reversed(self.steps):
+        problems, step = [], LAST
+        while (step := of_first(max((one for one in self.steps if one < step), default=-1))) >= 0:
             try:
                 state, facts = self._read(step, like)
             # Whatever is wrong with it, the one before may be whole.
@@ -172,14 +174,17 @@ class Checkpoints:
         # Written in the background, while the caller's lists grow.
         facts = json.loads(json.dumps({"facts": facts, "digest": digest_of(arrays)}))
         try:
-            require_room(self.folder, sum(leaf.nbytes for leaf in arrays.values()))
-            self._begin()
-            self.folder.mkdir(parents=True, exist_ok=True)
+            together(partial(self._make_room, sum(leaf.nbytes for leaf in arrays.values())))
             saving = ocp.save_async(self.folder / str(step), arrays, overwrite=True, custom_metadata=facts)
         except Exception as error:
             self._failed(step, error)
         else:
             self._pending = (step, saving)
+
+    def _make_room(self, size: int) -> None:
+        require_room(self.folder, size)
+        self._begin()
+        self.folder.mkdir(parents=True, exist_ok=True)
 
     def _finish(self) -> None:
         """Wait for the save in the background, then remove what it replaces."""
@@ -215,13 +220,13 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         path = self.folder / str(step)
-        stored = ocp.metadata(path).custom_metadata
+        stored = together(lambda: ocp.metadata(path).custom_metadata)
         target = like(stored["facts"])
         shapes = shapes_of(target)
         for leaf in jax.tree.leaves(target):
             if isinstance(leaf, jax.Array) and not leaf.is_deleted():
                 leaf.delete()
-        arrays = ocp.load(path, shapes) if shapes else {}
+        arrays = together(lambda: ocp.load(path, shapes) if shapes else {})
         if digest_of(arrays) != stored["digest"]:
             raise ValueError("its contents are not those that were saved")
         return unnamed(target, arrays), stored["facts"]

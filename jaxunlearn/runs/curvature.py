@@ -8,6 +8,7 @@ The folder serves any method with an option `factors`; a request then runs witho
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -22,14 +23,14 @@ from jaxunlearn.curvature.kronecker import (
     kronecker_factors,
     second_moments,
 )
-from jaxunlearn.data import Encoded, batches, collate, shapes_of, steps_per_epoch
+from jaxunlearn.data import Encoded, batches, filled, shapes_of, steps_per_epoch
 from jaxunlearn.files import write_new
 from jaxunlearn.runs import dry_run
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.inputs import reader
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import StoreCurvature
-from jaxunlearn.sharding import shard_batch
+from jaxunlearn.sharding import shard_rows
 from jaxunlearn.types import Batch, Model, Params
 
 
@@ -129,7 +130,7 @@ def factors(
     def summed(take: Callable[[int, Batch], KroneckerFactors]) -> KroneckerFactors:
         total = None
         for number, one in enumerate(batches(encoded, min(batch_size, len(encoded)), shuffle=False)):
-            found = take(seed + number, shard_batch(one.batch, mesh))
+            found = take(seed + number, one.on(mesh))
             total = found if total is None else total + found
             if advance is not None:
                 advance()
@@ -146,6 +147,5 @@ def _gradients(settings: StoreCurvature, model: Model, params: Params, encoded: 
     """Gradients of a random sample of the records."""
     count = min(settings.samples, len(encoded))
     rows = np.random.default_rng(settings.seed).choice(len(encoded), count, replace=False)
-    length, places = shapes_of(encoded)
-    batch = shard_batch(collate([encoded[row] for row in rows], length=length, places=places), mesh)
+    batch = shard_rows(partial(filled, encoded, rows, count, shapes_of(encoded)), count, mesh)
     return curvature.store_rows(EmpiricalFisher(count)(model, params, batch))

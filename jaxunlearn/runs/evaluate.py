@@ -12,10 +12,12 @@ from jaxunlearn import data, evals, models
 from jaxunlearn.evals import Result, Run, Suite
 from jaxunlearn.evals.suites import Sources, tofu_suite
 from jaxunlearn.evals.suites.runner import Generate
-from jaxunlearn.runs import dry_run
+from jaxunlearn.models.saving import byte_size
+from jaxunlearn.runs import dry_run, scoring_budget
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter, Stage
+from jaxunlearn.runs.scoring_budget import Rows
 from jaxunlearn.runs.settings import Attack, Evaluate
 from jaxunlearn.runs.work import Work, finished, plain_options
 from jaxunlearn.types import Model, Params
@@ -51,6 +53,14 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
     with work or nullcontext(), Reporter() as reporter:
         if work is not None and work.resumed:
             reporter.say(work.told())
+        rows = Rows(settings.batch_size, None)
+        if settings.memory_budget is not None:
+            alone = settings.devices.make_mesh(alone=True)
+            asked = (settings, folders, list(texts.values()), alone, reporter.say)
+            find = partial(scoring_budget.choose, *asked, writes=generate is not None)
+            rows = find() if work is None else Rows(*work.keep("rows", lambda: list(find())))
+            reporter.say(f"within {settings.memory_budget} a device: {rows}")
+            generate = generate and partial(generate, batch_size=rows.written)
         load = cache(partial(models.load, mesh=mesh))
         results: dict[str, Result] = {}
 
@@ -59,7 +69,7 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
             own = load(folders[name]) if name == "retrained" else models.load(folders[name], mesh=mesh)
             retrained = load(folders["retrained"]) if "retrained" in folders else None
             compared = retrained, results.get("retrained")
-            run = Run(*own, reads.tokenizer, *compared, settings.seed, settings.batch_size, mesh)
+            run = Run(*own, reads.tokenizer, *compared, settings.seed, rows.scored, mesh)
             writes = generate if work is None or generate is None else remembered(generate, work, name)
             with reporter.stage(f"evaluating {name}", len(texts)) as stage:
                 seen = Counter(stage)
@@ -142,6 +152,8 @@ def _check(settings: Evaluate) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+    if settings.memory_budget is not None:
+        byte_size(settings.memory_budget, "--memory-budget")
 
 
 def _columns(settings: Evaluate) -> dict[str, Path]:

@@ -10,8 +10,10 @@ from jaxunlearn.files import require_room
 from jaxunlearn.models.saving import byte_size
 from jaxunlearn.runs import dry_run, requests
 from jaxunlearn.runs import record as records
+from jaxunlearn.runs.budget import Form, choose_training
 from jaxunlearn.runs.fit import fit
 from jaxunlearn.runs.fit_private import fit_private
+from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.inputs import reader, rows_of
 from jaxunlearn.runs.privacy import card, guarantee, mechanism_of
 from jaxunlearn.runs.progress import Reporter
@@ -35,6 +37,8 @@ def finetune(settings: Finetune) -> Path:
     if settings.learning_rate is not None and not settings.learning_rate > 0:
         raise ValueError(f"--learning-rate {settings.learning_rate}: give a positive rate, or leave it out")
     byte_size(settings.max_shard_size)
+    if settings.memory_budget is not None:
+        byte_size(settings.memory_budget, "--memory-budget")
     folder = models.resolve(settings.model, weights=not settings.dry_run)
     require_room(settings.out, records.weight_bytes(folder))
     before = records.digest(folder)
@@ -45,6 +49,11 @@ def finetune(settings: Finetune) -> Path:
     mechanism = mechanism_of(settings, len(encoded))
     if mechanism is not None and settings.pack is not None:
         raise ValueError(f"--pack {settings.pack}: a private run clips the gradient of each record; leave out --pack")
+    if mechanism is not None and settings.memory_budget is not None:
+        raise ValueError(
+            f"--memory-budget {settings.memory_budget}: what a private run takes is ruled by --private-rows; leave "
+            "out --memory-budget"
+        )
     rows = rows_of(encoded, settings.pack, folder)
     clip_norm = 1.0 if settings.private.clip_norm is None else settings.private.clip_norm
     promised = None if mechanism is None else guarantee(mechanism, clip_norm, settings.private.private_delta)
@@ -55,7 +64,12 @@ def finetune(settings: Finetune) -> Path:
     start = time.monotonic()
     with work, Reporter.of(settings) as reporter:
         mesh = settings.devices.make_mesh()
-        model, params = models.load(settings.model, mesh=mesh)
+        form = Form()
+        if settings.memory_budget is not None:
+            asked = (settings, rows, Checkpoint.read(folder), settings.devices.make_mesh(alone=True), steps)
+            form = Form(*work.keep("form", lambda: list(choose_training(*asked, reporter.say)[0])))
+            reporter.say(f"within {settings.memory_budget} a device: {form}")
+        model, params = models.load(settings.model, mesh=mesh, remat=form.remat, head_rows=form.head_rows)
         rate = settings.learning_rate or min(3e-3, 0.2 / model.source.config.hidden_size)
         shared = "" if settings.pack is None else f" in {len(rows)} rows"
         reporter.say(f"{len(encoded)} records{shared}, learning rate {rate:.1e}")
@@ -81,6 +95,7 @@ def finetune(settings: Finetune) -> Path:
                     batch_size=settings.batch_size,
                     stop_at_loss=0.02 if settings.stop_at_loss is None else settings.stop_at_loss,
                     seed=settings.seed,
+                    microbatch=form.microbatch,
                     advance=stage.advance,
                     checkpoints=checkpoints,
                     **common,
@@ -111,6 +126,7 @@ def finetune(settings: Finetune) -> Path:
             "losses": done.losses,
             "seconds": round(time.monotonic() - start, 1),
             **({} if promised is None else {"privacy": promised}),
+            **({} if settings.memory_budget is None else {"form": form._asdict()}),
         }
         inputs = {"model": settings.model, **{f"data_{i}": path for i, path in enumerate(settings.data)}}
 

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 
-from jaxunlearn import losses
+from jaxunlearn import losses, tree
+from jaxunlearn.accumulate import accumulate
 from jaxunlearn.data import Encoded, PackedRow, batches, shapes_of, steps_per_epoch
 from jaxunlearn.runs.checkpoint import Checkpoints
-from jaxunlearn.sharding import shard_batch
-from jaxunlearn.sharding.regions import replicate_scalars
+from jaxunlearn.sharding.regions import replicate_rest
 from jaxunlearn.tree import shard_like
 from jaxunlearn.types import Model, Params, TokenBatch
 
@@ -47,6 +48,7 @@ def fit(
     seed: int = 0,
     mesh: Mesh | None = None,
     shape: tuple[int, int] | None = None,
+    microbatch: int | None = None,
     advance: Callable[..., None] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fitted:
@@ -65,6 +67,8 @@ def fit(
         seed: order of the records.
         mesh: where batches are put; None for one device.
         shape: `(length, places)` of the batches, default that of the records: fits of one shape share a compilation.
+        microbatch: records whose gradient is taken at a time, a divisor of `batch_size`; default all. Changes results
+            by rounding only.
         advance: called after each step, `advance(epoch=, loss=)` after the last of an epoch; first, when steps are
             taken from a checkpoint, `advance(steps)`.
         checkpoints: where to go on from and what to leave; see `runs.checkpoint`.
@@ -72,8 +76,8 @@ def fit(
     per_epoch = steps_per_epoch(len(encoded), batch_size)
     total = per_epoch * epochs
     warmup = min(warmup, total - 1)
-    step = program(model, learning_rate, weight_decay, warmup, total)
-    state = replicate_scalars(initial(params, learning_rate, weight_decay, warmup, total), params)
+    step = program(model, learning_rate, weight_decay, warmup, total, microbatch)
+    state = replicate_rest(initial(params, learning_rate, weight_decay, warmup, total), params)
     shape = shape or shapes_of(encoded)
     history: list[float] = []
     steps, sums, place = 0, [], (0, 0)
@@ -84,8 +88,7 @@ def fit(
         if advance is not None:
             advance(steps)
     for one in batches(encoded, batch_size, seed=seed, epochs=epochs, start=tuple(place), shape=shape):
-        batch = shard_batch(one.batch, mesh)
-        state, value = step(state, batch)
+        state, value = step(state, one.on(mesh))
         sums.append(value)
         steps += 1
         facts = {}
@@ -114,7 +117,7 @@ def mean_nll(model: Model, params: Params, encoded: Sequence[Encoded], *, mesh: 
     total, count = 0.0, 0.0
     call = jax.jit(losses.nll, static_argnums=0)
     for one in batches(encoded, min(32, len(encoded)), shuffle=False):
-        nll, weight = call(model, params, shard_batch(one.batch, mesh))
+        nll, weight = call(model, params, one.on(mesh))
         total, count = total + float(nll), count + float(weight)
     return total / count
 
@@ -135,18 +138,21 @@ def initial(params: Params, learning_rate: float, weight_decay: float, warmup: i
 
 
 @lru_cache(maxsize=8)
-def program(model: Model, learning_rate: float, weight_decay: float, warmup: int, total: int) -> Callable:
+def program(
+    model: Model, learning_rate: float, weight_decay: float, warmup: int, total: int, microbatch: int | None = None
+) -> Callable:
     """A compiled step, `(state, batch) -> (state, (sum, count) of the loss)`; the state is donated."""
     optimizer = _optimizer(learning_rate, weight_decay, warmup, total)
 
     def step(state: tuple, batch: TokenBatch) -> tuple:
         params, opt_state = state
 
-        def loss(p: Params):
-            value, count = losses.nll(model, p, batch)
-            return value / jnp.where(count > 0, count, 1.0), (value, count)
+        def part(some: TokenBatch) -> tuple[PyTree, tuple[Array, Array]]:
+            sums, grads = jax.value_and_grad(partial(losses.nll, model), has_aux=True)(params, some)
+            return tree.to_vector(grads), sums
 
-        (_, sums), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        grads, sums = accumulate(part, batch, microbatch)
+        grads = tree.cast_like(tree.scale(1.0 / jnp.where(sums[1] > 0, sums[1], 1.0), grads), params)
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return (shard_like(optax.apply_updates(params, updates), params), opt_state), sums
 

@@ -19,8 +19,7 @@ from jaxunlearn.data import Encoded, poisson_batches, shapes_of
 from jaxunlearn.private import private_gradient, record_nll
 from jaxunlearn.runs.checkpoint import Checkpoints
 from jaxunlearn.runs.fit import Fitted, mean_nll, schedule
-from jaxunlearn.sharding import shard_batch
-from jaxunlearn.sharding.regions import replicate_scalars
+from jaxunlearn.sharding.regions import replicate_rest
 from jaxunlearn.tree import cast_like, shard_like
 from jaxunlearn.types import Model, Params, TokenBatch
 
@@ -77,7 +76,7 @@ def fit_private(
     warmup = min(warmup, mechanism.steps - 1)
     rule = (learning_rate, weight_decay, warmup, mechanism.steps)
     step = _step(model, rule, clip_norm, mechanism.noise_multiplier, mechanism.expected, microbatch)
-    state = replicate_scalars((params, _optimizer(*rule).init(params)), params)
+    state = replicate_rest((params, _optimizer(*rule).init(params)), params)
     every = report_every or mechanism.steps
     history: list[float] = []
     done = 0
@@ -96,7 +95,7 @@ def fit_private(
         shape=shape or shapes_of(encoded),
     )
     for number, one in enumerate(samples, start=done + 1):
-        state = step(state, shard_batch(one.batch, mesh), jax.random.fold_in(key, number))
+        state = step(state, one.on(mesh), jax.random.fold_in(key, number))
         facts = {}
         if number % every == 0 or number == mechanism.steps:
             history.append(mean_nll(model, state[0], encoded, mesh=mesh))

@@ -14,7 +14,7 @@ from jaxunlearn.methods import Method
 from jaxunlearn.runs.checkpoint import Checkpoints
 from jaxunlearn.runs.references import Stored
 from jaxunlearn.runs.watch import Watch
-from jaxunlearn.sharding import on_host, shard_batch
+from jaxunlearn.sharding import on_host
 from jaxunlearn.types import Model, Params, UnlearnBatch
 from jaxunlearn.unlearn import StepInfo, UnlearnState, init, unlearn_step
 
@@ -107,7 +107,7 @@ def forget(
     pairs = partial(pair, forget_set, retain_set, batch_size, retain_size=retain_size, seed=seed, epochs=steps)
 
     def complete(one: PairStep) -> UnlearnBatch:
-        return shard_batch(stored.complete(one), mesh)._replace(curvature=store)
+        return stored.complete(one, mesh)._replace(curvature=store)
 
     def like(facts: dict) -> Progress:
         shapes = jax.eval_shape(step, state, complete(next(iter(pairs()))))[1]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.runs.facts import duration, in_words, peak_memory
-from jaxunlearn.runs.trackers import JsonLines, Tracker, open_trackers
+from jaxunlearn.runs.trackers import SHOWN_BY, JsonLines, Tracker, open_trackers
 
 SECONDS_BETWEEN_LINES = 10.0
 WIDTH_IN_A_PIPE = 170
@@ -99,8 +99,12 @@ class Reporter:
         """The reporter that the settings of a run ask for, by their groups `tracking` and the output `out`."""
         from jaxunlearn.runs.work import plain_options
 
-        tracking = settings.tracking
-        return cls(tracking.folder(settings.out), track=tracking.track, options=plain_options(settings))
+        tracking, folder = settings.tracking, settings.tracking.folder(settings.out)
+        found = cls(folder, track=tracking.track, options=plain_options(settings))
+        if folder is not None:
+            shown = "".join(f"; {SHOWN_BY[one].format(folder=folder)}" for one in dict.fromkeys(tracking.track))
+            found.say(f"the numbers of every step -> {folder}{shown}")
+        return found
 
     def record(self, **facts: Any) -> None:
         """Append facts to the history."""

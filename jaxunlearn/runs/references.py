@@ -9,11 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from jaxunlearn.data import Counterfactuals, Encoded, PairStep, collate, counterfactuals, shapes_of
+from jaxunlearn.data import Counterfactuals, Encoded, PairStep, collate, counterfactuals, filled, shapes_of
 from jaxunlearn.methods import Method
 from jaxunlearn.objectives import ActivationMatch, reference
 from jaxunlearn.runs.alternatives import Alternatives
-from jaxunlearn.sharding import on_host, shard_batch
+from jaxunlearn.sharding import on_host, shard_rows
 from jaxunlearn.types import Model, Params, Reference, TokenBatch, TopK, UnlearnBatch
 
 
@@ -53,21 +53,30 @@ class Stored(NamedTuple):
         ]
         return cls(*halves, plain["covered"], plain["unseen_nll"], alternatives)
 
-    def rows(self, forget_rows: np.ndarray, retain_rows: np.ndarray) -> Reference:
-        """The references of one batch."""
-        parts = zip(self.forget, self.retain, strict=True)
-        return Reference(*(_take(f, forget_rows) if r is None else _take(r, retain_rows) for f, r in parts))
+    def complete(self, step: PairStep, mesh: Mesh | None = None) -> UnlearnBatch:
+        """The step's batch with its references and its other answers, split over `mesh`.
 
-    def complete(self, step: PairStep) -> UnlearnBatch:
-        """The step's batch with its references and its other answers; rows that fill up carry no loss there either."""
-        answers, refusals = self.alternatives
-        if step.batch.retain is None:
-            refusals = None
-        return step.batch._replace(
-            reference=self.rows(step.forget_rows, step.retain_rows),
-            alternative=None if answers is None else _answers(answers, step.forget_rows, step.real),
-            retain_alternative=None if refusals is None else _answers(refusals, step.retain_rows),
-        )
+        Rows that fill up carry no loss among the answers either. Each process makes the rows of its own devices.
+        """
+        (answers, refusals), batch = self.alternatives, step.on(mesh)
+        shapes = [None if some is None else shapes_of(some) for some in (answers, refusals)]
+
+        def of_forget(places: np.ndarray) -> tuple[Reference, TokenBatch | None]:
+            rows = step.forget_rows
+            other = None if answers is None else filled(answers, rows, step.real, shapes[0], places)
+            return _take(self.forget, rows[places]), other
+
+        def of_retain(places: np.ndarray) -> tuple[Reference, TokenBatch | None]:
+            rows = step.retain_rows
+            other = None if refusals is None else filled(refusals, rows, len(rows), shapes[1], places)
+            return _take(self.retain, rows[places]), other
+
+        forget, alternative = shard_rows(of_forget, len(step.forget_rows), mesh)
+        retain, refused = Reference(), None
+        if batch.retain is not None:
+            retain, refused = shard_rows(of_retain, len(step.retain_rows), mesh)
+        reference = Reference(*(f if r is None else r for f, r in zip(forget, retain, strict=True)))
+        return batch._replace(reference=reference, alternative=alternative, retain_alternative=refused)
 
 
 def _plain(reference: Reference) -> dict[str, Any]:
@@ -77,14 +86,6 @@ def _plain(reference: Reference) -> dict[str, Any]:
 
 def _take(stored: Any, rows: np.ndarray) -> Any:
     return jax.tree.map(lambda x: x[rows], stored)
-
-
-def _answers(encoded: Sequence[Encoded], rows: np.ndarray, real: int | None = None) -> TokenBatch:
-    length, places = shapes_of(encoded)
-    batch = collate([encoded[row] for row in rows], length=length, places=places)
-    if real is not None:
-        batch.loss_mask[real:] = 0.0
-    return batch
 
 
 def store(
@@ -116,8 +117,8 @@ def store(
         advance: called with the number of records done.
     """
 
-    def on_rows(f: Callable, *trees: Any) -> Any:
-        return _by_rows(f, model, params, trees, batch_size, mesh, advance)
+    def on_rows(f: Callable, records: Sequence[Encoded], size: int, asked: Callable) -> Any:
+        return _by_rows(partial(jax.jit(f, static_argnums=0), model, params), asked, len(records), size, mesh, advance)
 
     needs, alternatives = method.needs, alternatives or Alternatives()
     parts = {
@@ -128,15 +129,23 @@ def store(
         "retain_top_all": (partial(_top, reference.top_all, top_k), retain),
         "retain_hidden": (partial(_hidden, _layer_of(method)), retain),
     }
-    found = {name: on_rows(f, _batch(records)) for name, (f, records) in parts.items() if name in needs}
+    found = {
+        name: on_rows(f, records, batch_size, _collating(records))
+        for name, (f, records) in parts.items()
+        if name in needs
+    }
     of_retain = Reference(**{name: part for name, part in found.items() if name.startswith("retain")})
     of_forget = Reference(**{name: part for name, part in found.items() if not name.startswith("retain")})
     answers = unseen = covered = None
     if prompts is not None:
-        size = max(1, batch_size // 4)
-        batch = _batch(forget)
-        asked = (prompts.tokens, prompts.places, np.take_along_axis(batch.tokens, batch.positions, axis=1))
-        answers, (nll, count) = _by_rows(_counterfactual(top_k), model, params, asked, size, mesh, advance)
+        collating = _collating(forget)
+
+        def asked(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+            (batch,) = collating(rows)
+            targets = np.take_along_axis(batch.tokens, batch.positions, axis=1)
+            return prompts.tokens[rows], prompts.places[rows], targets
+
+        answers, (nll, count) = on_rows(_counterfactual(top_k), forget, max(1, batch_size // 4), asked)
         covered = prompts.covered
         unseen = float(nll.sum() / max(count.sum(), 1.0)) if count.sum() > 0 else None
     if "counterfactual_top" in needs:
@@ -159,9 +168,10 @@ def substitute(
     )
 
 
-def _batch(encoded: Sequence[Encoded]):
+def _collating(encoded: Sequence[Encoded]) -> Callable[[np.ndarray], tuple[TokenBatch]]:
+    """From row numbers to a batch of these records, in the shape of all."""
     length, places = shapes_of(encoded)
-    return collate(encoded, length=length, places=places)
+    return lambda rows: (collate([encoded[row] for row in rows], length=length, places=places),)
 
 
 def _top(f: Callable, k: int, model: Model, params: Params, batch: TokenBatch) -> TopK:
@@ -185,17 +195,16 @@ def _counterfactual(k: int):
     return f
 
 
-def _by_rows(f, model: Model, params: Params, trees: tuple, size: int, mesh: Mesh | None, advance) -> Any:
-    """`f(model, params, *trees)` over chunks of rows of one shape, on the host."""
-    call = jax.jit(f, static_argnums=0)
-    n = jax.tree.leaves(trees)[0].shape[0]
+def _by_rows(
+    call: Callable, make: Callable[[np.ndarray], tuple], n: int, size: int, mesh: Mesh | None, advance: Any
+) -> Any:
+    """`call(*make(rows))` over chunks of `n` rows, all of one shape, on the host."""
     size = min(size, n)
     parts = []
     for start in range(0, n, size):
         # The last chunk is filled with repeats, so that every chunk has the compiled shape.
         rows = np.minimum(np.arange(start, start + size), n - 1)
-        chunk = shard_batch(jax.tree.map(lambda x, rows=rows: np.asarray(x)[rows], trees), mesh)
-        out = on_host(call(model, params, *chunk))
+        out = on_host(call(*shard_rows(lambda places, rows=rows: make(rows[places]), size, mesh)))
         real = min(size, n - start)
         parts.append(jax.tree.map(lambda x, real=real: x[:real], out))
         if advance is not None:

@@ -42,7 +42,7 @@ def unnamed(like: PyTree, arrays: dict[str, Array]) -> PyTree:
 def shapes_of(like: PyTree) -> dict[str, jax.ShapeDtypeStruct]:
     """What to read by name: shapes and types, each with the layout of its leaf, or on all devices where it has none."""
     default = _default_layout(like)
-    return {name: _shape(leaf, default) for name, leaf in named(like).items()}
+    return {name: _shape(leaf, default) for name, leaf in named(jax.tree.map(_abstract, like)).items()}
 
 
 def digest_of(arrays: dict[str, Any]) -> str:
@@ -65,6 +65,11 @@ def _bits(leaf: Any) -> Any:
     return jax.eval_shape(jax.random.key_data, leaf) if isinstance(leaf, jax.ShapeDtypeStruct) else _key_data(leaf)
 
 
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Of an array whose memory was given up, too."""
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=getattr(leaf, "sharding", None))
+
+
 _key_data = jax.jit(jax.random.key_data)
 
 
@@ -78,10 +83,12 @@ def _default_layout(tree: PyTree) -> jax.sharding.Sharding:
 
 
 def _shape(leaf: Any, default: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    """Beside arrays on a mesh, one on a single device is on all: arrays of two meshes go into no program together."""
     layout = getattr(leaf, "sharding", None)
-    concrete = isinstance(layout, SingleDeviceSharding) or (
-        isinstance(layout, NamedSharding) and isinstance(layout.mesh, jax.sharding.Mesh)
-    )
+    if isinstance(layout, NamedSharding):
+        concrete = isinstance(layout.mesh, jax.sharding.Mesh)
+    else:
+        concrete = isinstance(layout, SingleDeviceSharding) and isinstance(default, SingleDeviceSharding)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=layout if concrete else default)
 
 

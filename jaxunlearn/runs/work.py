@@ -27,7 +27,7 @@ from jaxunlearn.runs import record as records
 from jaxunlearn.runs.checkpoint import Checkpoints, UnreadableError
 from jaxunlearn.runs.preemption import Interrupted
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.sharding import largest
+from jaxunlearn.sharding import largest, of_first, together
 
 Value = TypeVar("Value")
 FORMAT = "jaxunlearn unfinished run"
@@ -54,8 +54,8 @@ class Work:
         self.folder = _beside(settings.out)
         self._command, self._settings, self._options = command, settings, settings.checkpoints
         self._about = _about(command, settings, digests or {})
-        # Of several processes none begins before all have looked.
-        self.resumed = bool(largest(int((self.folder / "run.json").is_file())))
+        # Of several processes none begins before the first has looked.
+        self.resumed = bool(of_first(int((self.folder / "run.json").is_file())))
         if not self.resumed:
             _refuse_foreign(self.folder)
             return
@@ -86,9 +86,13 @@ class Work:
         if not largest(int(found is None)):
             return found[0]
         value = make()
-        self._begin()
-        if jax.process_index() == 0:
-            kept.write(path, value)
+
+        def write() -> None:
+            self._begin()
+            if jax.process_index() == 0:
+                kept.write(path, value)
+
+        together(write)
         return value
 
     def checkpoints(self, say: Callable[[str], object]) -> Checkpoints:
@@ -146,7 +150,8 @@ def finished(command: str, settings: Any) -> bool:
     if settings.out is None or not settings.checkpoints.resume:
         return False
     found = _said(settings.out)
-    if found.get("command") != command or _flat(found.get("settings", {})) != plain_options(settings):
+    over = found.get("command") == command and _flat(found.get("settings", {})) == plain_options(settings)
+    if not of_first(int(over)):
         return False
     shutil.rmtree(_beside(settings.out), ignore_errors=True)
     Reporter().say(f"{settings.out} is complete already")

@@ -8,8 +8,9 @@ Example:
     ('tensor', 'fsdp')
 """
 
-from jaxunlearn.sharding.collect import largest, on_host, put
+from jaxunlearn.sharding.collect import largest, of_first, on_host, put, together
 from jaxunlearn.sharding.mesh import AXES, is_explicit, make_mesh, mesh_sizes
+from jaxunlearn.sharding.rows import shard_batch, shard_rows
 from jaxunlearn.sharding.rules import (
     DEFAULT_RULES,
     LogicalAxes,
@@ -19,7 +20,6 @@ from jaxunlearn.sharding.rules import (
     constrain,
     named_sharding,
     partition_spec,
-    shard_batch,
 )
 
 __all__ = [
@@ -35,8 +35,11 @@ __all__ = [
     "make_mesh",
     "mesh_sizes",
     "named_sharding",
+    "of_first",
     "on_host",
     "partition_spec",
     "put",
     "shard_batch",
+    "shard_rows",
+    "together",
 ]

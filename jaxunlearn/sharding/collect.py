@@ -6,13 +6,17 @@ therefore come to the same calls in the same order: what they decide by, such as
 reads, they first agree on.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import Array, PyTree
+
+Value = TypeVar("Value")
+TEXT = 400
 
 
 def on_host(tree: PyTree) -> PyTree:
@@ -48,6 +52,54 @@ def largest(value: int) -> int:
     from jax.experimental.multihost_utils import process_allgather
 
     return int(np.max(process_allgather(np.int32(value))))
+
+
+def of_first(value: int) -> int:
+    """The value that the first process gives; on one process the value itself.
+
+    What is decided by a look at the disk is decided so: another machine may see a file a moment later.
+
+    Example:
+        >>> of_first(3)
+        3
+    """
+    return largest(value if jax.process_index() == 0 else np.iinfo(np.int32).min)
+
+
+def together(do: Callable[[], Value]) -> Value:
+    """`do()`, which all processes can do or none has done: an error of one is one of all.
+
+    A process that went on alone would wait for the others in the next exchange. `do` must not exchange anything itself.
+
+    Raises:
+        Exception: what `do` raises; on processes where it did not, a RuntimeError that tells it.
+
+    Example:
+        >>> together(lambda: 3)
+        3
+    """
+    error: Exception | None = None
+    try:
+        value = do()
+    except Exception as found:
+        error = found
+    if not largest(int(error is not None)):
+        return value
+    told = _told("" if error is None else str(error) or type(error).__name__)
+    if error is not None:
+        raise error
+    raise RuntimeError("; ".join(told))
+
+
+def _told(text: str) -> list[str]:
+    """What the processes have to say, each line of it with its process, on all of them."""
+    if jax.process_count() == 1:
+        return [text]
+    from jax.experimental.multihost_utils import process_allgather
+
+    lines = process_allgather(np.frombuffer(text.encode()[:TEXT].ljust(TEXT, b"\0"), np.uint8))
+    texts = [line.tobytes().rstrip(b"\0").decode(errors="replace") for line in lines]
+    return [f"process {number}: {text}" for number, text in enumerate(texts) if text]
 
 
 def _everywhere(x: Any) -> Any:

@@ -25,6 +25,7 @@ import jax
 DEAD_AFTER = 30
 SPEAK_AFTER = 10
 CONNECT_WITHIN = 300
+_EXCHANGES = ("Gloo", "NCCL", "heartbeat", "oordination", "UNAVAILABLE", "Connection closed", "Connection reset")
 
 
 def start(
@@ -102,6 +103,24 @@ def in_cluster() -> bool:
     if names is not None:
         return "," in names
     return _has_tpu() and "TPU_SKIP_MDS_QUERY" not in environment
+
+
+def lost(error: Exception) -> str | None:
+    """What to tell of an error in an exchange with a process that is gone; None for any other error.
+
+    Example:
+        >>> lost(ValueError("--steps 0")) is None
+        True
+    """
+    if not isinstance(error, jax.errors.JaxRuntimeError) or jax.process_count() == 1:
+        return None
+    reason = str(error).splitlines()[0]
+    if not any(part in reason for part in _EXCHANGES):
+        return None
+    return (
+        f"process {jax.process_index()} of {jax.process_count()} cannot reach another one, which has died or was cut "
+        f"off ({reason}); start all of them again, with --resume where the command has it"
+    )
 
 
 def _has_tpu() -> bool:

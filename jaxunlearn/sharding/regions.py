@@ -42,18 +42,18 @@ def auto(f: Callable[..., PyTree], *args: PyTree, like: PyTree | None = None) ->
     return jax.sharding.auto_axes(f, out_sharding=out)(*args)
 
 
-def replicate_scalars(state: PyTree, params: PyTree) -> PyTree:
-    """`state` with its scalars on every device of the mesh that `params` live on.
+def replicate_rest(state: PyTree, params: PyTree) -> PyTree:
+    """`state` with all that is not laid out over the mesh of `params` on every device of it: scalars, records.
 
-    A jitted step leaves them there; a state whose scalars moved between the first step and the second would compile
-    the step twice. Nothing is done for traced values or without a mesh.
+    A jitted step leaves it there; a state whose arrays moved between the first step and the second would compile the
+    step twice. Nothing is done for traced values or without a mesh.
     """
     leaf = jax.tree.leaves(params)[0]
     layout = None if isinstance(leaf, jax.core.Tracer) else getattr(leaf, "sharding", None)
     if not isinstance(layout, NamedSharding) or layout.mesh.size == 1:
         return state
     everywhere = NamedSharding(layout.mesh, PartitionSpec())
-    return jax.tree.map(lambda x: put(x, everywhere) if x.ndim == 0 else x, state)
+    return jax.tree.map(lambda x: x if isinstance(x.sharding, NamedSharding) else put(x, everywhere), state)
 
 
 def replicate(x: PyTree) -> PyTree:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, PyTree
+from jaxtyping import Array
 
 
 class Whole(NamedTuple):
@@ -166,27 +165,3 @@ def constrain(
     if AxisType.Explicit in context.axis_types:
         return jax.sharding.reshard(x, spec)
     return jax.lax.with_sharding_constraint(x, spec)
-
-
-def shard_batch(batch: PyTree, mesh: Mesh | None, rules: Rules = DEFAULT_RULES) -> PyTree:
-    """A host batch (any pytree, leading axis = examples) as arrays split over the batch axes of `mesh`.
-
-    With several processes every process passes the same batch and takes only the rows of its own devices from it.
-    `mesh=None` puts the batch on the default device.
-
-    Example:
-        >>> import numpy as np
-        >>> from jaxunlearn.sharding import make_mesh
-        >>> shard_batch({"tokens": np.zeros((4, 3), np.int32)}, make_mesh(devices=jax.devices()[:1]))["tokens"].shape
-        (4, 3)
-    """
-
-    def place(leaf: Array | np.ndarray) -> Array:
-        host = np.asarray(leaf)
-        if mesh is None:
-            return jax.numpy.asarray(host)
-        axes = ("batch", *(None,) * (host.ndim - 1)) if host.ndim else ()
-        target = named_sharding(mesh, axes, host.shape, rules)
-        return jax.make_array_from_callback(host.shape, target, lambda index: host[index])
-
-    return jax.tree.map(place, batch)

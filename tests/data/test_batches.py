@@ -29,6 +29,10 @@ def equal(a, b):
     return jax.tree.all(jax.tree.map(np.array_equal, a, b))
 
 
+def same_step(a, b):
+    return equal(a[:6], b[:6]) and equal(a.batch, b.batch)
+
+
 @settings(max_examples=60, deadline=None)
 @given(encoded_sets())
 def test_positions_are_the_places_of_the_loss_mask(encoded):
@@ -84,7 +88,16 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(encoded, size, data):
     cut = data.draw(st.integers(0, len(whole) - 1))
     rest = list(pair(encoded, encoded[1:], size, seed=7, epochs=3, start=whole[cut].next))
     assert len(rest) == len(whole) - cut - 1
-    assert all(equal(a, b) for a, b in zip(rest, whole[cut + 1 :], strict=True))
+    assert all(same_step(a, b) for a, b in zip(rest, whole[cut + 1 :], strict=True))
+
+
+@settings(max_examples=30, deadline=None)
+@given(encoded_sets(), st.integers(1, 8), st.data())
+def test_some_rows_of_a_batch_are_those_of_the_whole(encoded, size, data):
+    """Shapes, fillers and padding of a part do not depend on the part."""
+    for step in batches(encoded, size, seed=3):
+        places = np.sort(data.draw(st.lists(st.integers(0, size - 1), min_size=1, unique=True)))
+        assert equal(step.make(places), jax.tree.map(lambda x, places=places: x[places], step.batch))
 
 
 def test_seeds_and_epochs_change_the_order(made, small_tokenizer):

@@ -1,64 +1,168 @@
 """One process of a run of several: `python worker.py FOLDER JOB PROCESS COUNT PORT`, its numbers to JOB-PROCESS.json.
 
-Of 8 devices in all, each of COUNT processes has its share.
+Of 8 devices in all, each of COUNT processes has its share. Imported, it offers the same work to a process alone.
 """
 
 import json
 import os
+import signal
 import sys
+import time
 from pathlib import Path
+from typing import NamedTuple
 
-FOLDER, JOB, PROCESS, COUNT, PORT = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5]
-os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = (
-    f"--xla_force_host_platform_device_count={8 // COUNT} --xla_backend_optimization_level=0 "
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-)
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["XLA_FLAGS"] = (
+        f"--xla_force_host_platform_device_count={8 // int(sys.argv[4])} --xla_backend_optimization_level=0 "
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    )
+    # A run that goes on compiles what the run before it compiled.
+    os.environ |= {
+        "JAX_COMPILATION_CACHE_DIR": f"{sys.argv[1]}/cache",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
 
-import jax  # noqa: E402 -- reads its environment when it is imported
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-import optax  # noqa: E402
+import jax
+import numpy as np
+import optax
 
-import jaxunlearn as ju  # noqa: E402
-from jaxunlearn import data, methods, models, sharding, tree  # noqa: E402
-from jaxunlearn.cli import main  # noqa: E402
-from jaxunlearn.curvature import GaussNewton  # noqa: E402
-from jaxunlearn.evals.score import score  # noqa: E402
-from jaxunlearn.models import checkpoint_files  # noqa: E402
-from jaxunlearn.sharding import hosts  # noqa: E402
-from jaxunlearn.solvers import CG  # noqa: E402
+import jaxunlearn as ju
+from jaxunlearn import data, methods, models, sharding, tree
+from jaxunlearn.cli import main
+from jaxunlearn.curvature import GaussNewton
+from jaxunlearn.evals.score import score
+from jaxunlearn.models import checkpoint_files
+from jaxunlearn.runs.progress import Stage
+from jaxunlearn.sharding import hosts
+from jaxunlearn.solvers import CG
 
-OUT, WORLD = FOLDER / JOB, FOLDER / "world"
-SETS = ["--forget", str(WORLD / "forget.jsonl"), "--retain", str(WORLD / "retain.jsonl")]
-DEVICES = ["--mesh", "fsdp=-1,tensor=2", "--coordinator", f"127.0.0.1:{PORT}", "--num-processes", str(COUNT)]
-DEVICES += ["--process-id", str(PROCESS)]
 # Rounding of gradients that vanish would become steps of full length with Adam's usual epsilon.
 METHOD = methods.grad_diff(optimizer=optax.adam(1e-2, eps=1e-2))._replace(certify=False)
 
 
-def commands() -> dict:
-    """A method with a CG solve, and an evaluation that writes answers, as several machines start them by hand."""
-    out = str(OUT / "unlearned")
-    second = ["--method", "gauss_newton_ascent", "--steps", "1", "--option", "cg_steps=3", "--stop-at-nll", "99"]
-    size = ["--batch-size", "4", "--retain-size", "4"]
-    assert main(["unlearn", "--model", str(WORLD / "base"), *SETS, *second, *size, "--out", out, *DEVICES]) == 0
-    written = ["--generate", "--new-tokens", "4", "--out", str(OUT / "evaluation.json")]
-    assert main(["evaluate", "--model", out, *SETS, *written, *DEVICES]) == 0
+class Place(NamedTuple):
+    """Where a job reads and writes, and which process of how many this is."""
+
+    folder: Path
+    job: str
+    process: int = 0
+    count: int = 1
+    port: int = 0
+
+    @property
+    def out(self) -> Path:
+        return self.folder / self.job
+
+    @property
+    def sets(self) -> list[str]:
+        return [f"--{name}={self.folder / 'world' / name}.jsonl" for name in ("forget", "retain")]
+
+    def run(self, command: str, *more: str) -> int:
+        """A command as several machines start it by hand, or one alone, on another mesh."""
+        mesh = "data=2,fsdp=-1" if self.count == 1 else "fsdp=-1,tensor=2"
+        who = ["--coordinator", f"127.0.0.1:{self.port}", "--num-processes", str(self.count), "--process-id"]
+        return main([command, *more, "--mesh", mesh, *([*who, str(self.process)] if self.count > 1 else [])])
+
+    def join(self) -> None:
+        if self.count > 1:
+            hosts.start(f"127.0.0.1:{self.port}", self.count, self.process, dead_after=15)
+
+
+def unlearn(place: Place, out: str, *more: str) -> int:
+    """Two steps with a CG solve each, evaluation between them."""
+    method = ["--method", "gauss_newton_ascent", "--steps", "2", "--option", "cg_steps=3", "--stop-at-nll", "99"]
+    size = ["--batch-size", "4", "--retain-size", "4", "--checkpoint-every", "1"]
+    looks = ["--evaluate-every", "1", "--keep-while", "forget_nll<=99", "--evaluate-limit", "4"]
+    base, target = str(place.folder / "world" / "base"), str(place.out / out)
+    return place.run("unlearn", "--model", base, *place.sets, *method, *size, *looks, "--out", target, *more)
+
+
+def commands(place: Place) -> dict:
+    """An unlearning, and an evaluation that writes answers."""
+    assert unlearn(place, "unlearned") == 0
+    written = ["--generate", "--new-tokens", "4", "--out", str(place.out / "evaluation.json")]
+    assert place.run("evaluate", "--model", str(place.out / "unlearned"), *place.sets, *written) == 0
     return {}
 
 
-def library() -> dict:
+def finetune(place: Place, out: str, *more: str) -> int:
+    base, target = str(place.folder / "world" / "base"), str(place.out / out)
+    size = ["--epochs", "2", "--batch-size", "4", "--data", str(place.folder / "world" / "forget.jsonl")]
+    return place.run("finetune", "--model", base, *size, "--out", target, *more)
+
+
+def preempted(place: Place) -> dict:
+    """A fine-tuning that is left alone, and one of which the last process is asked to end; both save and go on."""
+    assert finetune(place, "tuned") == 0
+    with at_step(1, lambda: place.process == place.count - 1 and signal.raise_signal(signal.SIGTERM)):
+        assert finetune(place, "preempted") == 75
+    assert finetune(place, "preempted", "--resume") == 0
+    return {}
+
+
+def flawed(place: Place) -> dict:
+    """NaN in a part that one process reads: every process refuses the weights, and the program ends by itself."""
+    assert place.run("evaluate", "--model", str(place.folder / "world" / "flawed"), place.sets[0]) == 2
+    return {}
+
+
+def killed(place: Place) -> dict:
+    """The last process is killed in the second step, when the first is saved; the other ends by itself."""
+
+    def kill() -> None:
+        saved = place.out / "killed.partial" / "checkpoints" / "1"
+        while place.process == place.count - 1:
+            if saved.is_dir():
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(0.02)
+
+    with at_step(2, kill):
+        unlearn(place, "killed")
+    return {}
+
+
+def resumed(place: Place) -> dict:
+    """The run that was killed, in the folder of its job, gone on with."""
+    steps = []
+    with at_step(1, lambda: steps.append(1)):
+        assert unlearn(place._replace(job="two"), "killed", "--resume") == 0
+    return {"steps": len(steps)}
+
+
+class at_step:  # noqa: N801 -- reads as a clause
+    """While entered, `do()` comes before the report of a loop's step `number`."""
+
+    def __init__(self, number: int, do):
+        self.left, self.do, self.real = number, do, Stage.advance
+
+    def __enter__(self) -> None:
+        def advance(stage: Stage, *done: int, **facts: float) -> None:
+            # What stages before the loop report has no numbers of a step; what a resumed loop begins with neither.
+            self.left -= bool("forget_nll" in facts or stage._name == "fine-tuning")
+            if self.left == 0:
+                self.do()
+            self.real(stage, *done, **facts)
+
+        Stage.advance = advance
+
+    def __exit__(self, *_: object) -> None:
+        Stage.advance = self.real
+
+
+def library(place: Place) -> dict:
     """The pure functions: a solve, two steps of a first-order method, scores and a checkpoint; and what is read."""
-    hosts.start(f"127.0.0.1:{PORT}", COUNT, PROCESS)
     read, sizes = checkpoint_files.StoredTensor.read, []
     checkpoint_files.StoredTensor.read = lambda *args: sizes.append((part := read(*args)).nbytes) or part
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
-    model, params = models.load(WORLD / "base", mesh=mesh, remat="none", head_rows=None)
+    model, params = models.load(place.folder / "world" / "base", mesh=mesh, remat="none", head_rows=None)
     checkpoint_files.StoredTensor.read = read
-    tokenizer = models.load_tokenizer(WORLD / "base")
-    forget, retain = (data.encode(data.read(SETS[i])[:8], tokenizer, max_length=64) for i in (1, 3))
-    batch = sharding.shard_batch(ju.UnlearnBatch(data.collate(forget), data.collate(retain)), mesh)
+    tokenizer = models.load_tokenizer(place.folder / "world" / "base")
+    forget, retain = (data.encode(data.read(one.partition("=")[2])[:8], tokenizer, max_length=64) for one in place.sets)
+    batches, collated = sys.modules[data.Step.__module__], []
+    collate = batches.collate
+    batches.collate = lambda rows, **shape: collated.append(len(rows)) or collate(rows, **shape)
+    batch = next(data.pair(forget, retain, 8)).on(mesh)
     shards = batch.retain.tokens.addressable_shards
 
     @jax.jit
@@ -72,9 +176,11 @@ def library() -> dict:
     for _ in range(2):
         state, info = step(METHOD, model, state, batch)
     scores = score(model, state.params, retain, batch_size=8, mesh=mesh)
-    models.save(OUT / "stepped", model, state.params)
+    batches.collate = collate
+    models.save(place.out / "stepped", model, state.params)
     return {
         "bytes": sum(sizes),
+        "collated": collated,
         "rows": sorted({row for shard in shards for row in range(8)[shard.index[0]]}),
         "solution": [float(x) for x in solution],
         "residuals": residuals.tolist(),
@@ -83,25 +189,24 @@ def library() -> dict:
     }
 
 
-def flawed() -> dict:
-    """NaN in a part that one process reads: every process refuses the weights, and the program ends by itself."""
-    assert main(["evaluate", "--model", str(WORLD / "flawed"), *SETS[:2], *DEVICES]) == 2
-    return {}
+JOBS = {
+    "one": [commands, library],
+    "two": [commands, preempted, flawed, killed],
+    "resumed": [resumed],
+    "four": [library],
+}
 
 
-def dies() -> None:
-    """The last process is killed while all compute; what becomes of the others is seen from outside."""
-    hosts.start(f"127.0.0.1:{PORT}", COUNT, PROCESS, dead_after=10)
-    total = jax.jit(jnp.sum)
-    for turn in range(10**9):
-        batch = sharding.shard_batch(np.full((8, 2), turn, np.float32), sharding.make_mesh(data=8))
-        assert float(total(batch)) == 16 * turn
-        if turn == 3 and PROCESS == COUNT - 1:
-            os.kill(os.getpid(), 9)
+def work(place: Place) -> dict:
+    """All of a job."""
+    place.join()
+    place.out.mkdir(exist_ok=True)
+    found = {name: value for job in JOBS[place.job] for name, value in job(place).items()}
+    assert (jax.process_count(), jax.device_count()) == (place.count, 8)
+    return found
 
 
-OUT.mkdir(exist_ok=True)
-jobs = {"one": [commands, library], "two": [commands], "four": [library], "flawed": [flawed], "dies": [dies]}
-numbers = {name: value for job in jobs[JOB] for name, value in job().items()}
-assert (jax.process_count(), jax.device_count()) == (COUNT, 8)
-(FOLDER / f"{JOB}-{PROCESS}.json").write_text(json.dumps(numbers))
+if __name__ == "__main__":
+    here = Path(sys.argv[1])
+    found = work(Place(here, sys.argv[2], *map(int, sys.argv[3:])))
+    (here / f"{sys.argv[2]}-{sys.argv[3]}.json").write_text(json.dumps(found))

@@ -85,11 +85,14 @@ def test_another_number_of_devices_and_back(tmp_path):
         assert {s.data.shape for s in shards} == {(16 // mesh.shape["fsdp"], 8)}
 
 
-def test_a_shape_without_layout_goes_to_all_devices_of_the_mesh(tmp_path):
+@pytest.mark.parametrize("info", [jax.ShapeDtypeStruct((3,), jnp.float32), np.zeros(3, np.float32)], ids=type)
+def test_what_lies_on_no_mesh_goes_to_all_devices_of_the_one_there_is(info, tmp_path):
+    """A shape, or the array on one device with which a run begins: with the others it goes through one program."""
     mesh = make_mesh(fsdp=8)
-    state = {"a": laid_out(mesh, jnp.ones((8, 2))), "info": jnp.arange(3.0)}
+    state = {"a": laid_out(mesh, jnp.ones((8, 2))), "info": laid_out(mesh, jnp.arange(3.0))}
     save(tmp_path, 1, state=state)
-    got = found(tmp_path, {"a": laid_out(mesh, jnp.ones((8, 2))), "info": jax.ShapeDtypeStruct((3,), jnp.float32)})
+    info = jnp.asarray(info) if isinstance(info, np.ndarray) else info
+    got = found(tmp_path, {"a": laid_out(mesh, jnp.ones((8, 2))), "info": info})
     assert got.state["info"].sharding.is_fully_replicated
     assert got.state["info"].sharding.mesh == mesh
 
@@ -145,11 +148,11 @@ def _other(step):
 
 @pytest.mark.parametrize("damage", [_truncate, _flip, _unfinished, _empty, _other])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(damage, tmp_path):
-    state = {"x": jax.random.normal(jax.random.key(9), (1000,))}
+    state = {"x": jax.random.normal(jax.random.key(9), (1000,)), "key": jax.random.key(3)}
     save(tmp_path, 1, 2, state=state)
     damage(tmp_path / "2")
     said = []
-    got = found(tmp_path, said=said)
+    got = found(tmp_path, {"x": jnp.zeros(1000), "key": jax.random.key(0)}, said)
     assert got.step == 1
     assert bits(got.state) == bits(state)
     assert damage is _unfinished or "checkpoint 2 cannot be read" in said[0]

@@ -50,6 +50,42 @@ def test_shard_batch_splits_rows_and_keeps_values(explicit):
     jax.tree.map(np.testing.assert_array_equal, placed, batch)
 
 
+@pytest.mark.parametrize("count", [8, 4, 3])
+def test_rows_are_made_where_they_are_held_and_by_nobody_else(count, monkeypatch):
+    """A process that has some of the devices: here it is told that it has those of the third and fourth row."""
+    mesh, asked = sharding.make_mesh(2, 2, 2), []
+
+    def make(rows):
+        asked.append(rows.tolist())
+        return {"tokens": 10 * rows[:, None] + np.arange(3), "one": rows}
+
+    whole = make(np.arange(count))
+    placed = sharding.shard_rows(make, count, mesh)
+    jax.tree.map(np.testing.assert_array_equal, placed, whole)
+    assert jax.tree.map(lambda x: x.sharding, placed) == jax.tree.map(
+        lambda x: x.sharding, sharding.shard_batch(whole, mesh)
+    )
+    assert asked == [list(range(count))] * 2
+    held = {device: i for device, i in _indices(mesh, count).items() if device.id in (2, 3, 6, 7)}
+    parts = {}
+    monkeypatch.setattr(jax.sharding.NamedSharding, "addressable_devices_indices_map", lambda self, shape: held)
+    monkeypatch.setattr(
+        jax,
+        "make_array_from_callback",
+        lambda shape, target, part: parts.setdefault(shape, [part(index) for index in held.values()]),
+    )
+    sharding.shard_rows(make, count, mesh)
+    rows = sorted({row for index in held.values() for row in range(count)[index[0]]})
+    assert asked[-1] == rows
+    assert len(rows) == (count // 2 if count % 4 == 0 else count)
+    for part, index in zip(parts[count, 3], held.values(), strict=True):
+        np.testing.assert_array_equal(part, whole["tokens"][index[0]])
+
+
+def _indices(mesh, count):
+    return sharding.named_sharding(mesh, ("batch",), (count,)).addressable_devices_indices_map((count,))
+
+
 @pytest.mark.parametrize("explicit", [False, True])
 def test_constrain_lays_out_and_does_nothing_without_a_mesh(explicit):
     mesh = sharding.make_mesh(2, 2, 2, explicit=explicit)

@@ -34,8 +34,7 @@ from jaxunlearn.data import Encoded, batches, shapes_of, steps_per_epoch
 from jaxunlearn.evals.attacks.memorised import Measured, memorised
 from jaxunlearn.evals.batching import Progress
 from jaxunlearn.evals.bootstrap import bootstrap
-from jaxunlearn.sharding import shard_batch
-from jaxunlearn.sharding.regions import replicate_scalars
+from jaxunlearn.sharding.regions import replicate_rest
 from jaxunlearn.tree import shard_like
 from jaxunlearn.types import Model, Params, TokenBatch
 
@@ -122,7 +121,7 @@ def relearning(
         step = _step(one, learning_rate)
         passes = batches(taught, batch_size, seed=seed, epochs=epochs, shape=shapes_of(forget))
         for done, batch in enumerate(passes, start=1):
-            state = step(state, shard_batch(batch.batch, mesh))
+            state = step(state, batch.on(mesh))
             if done in steps:
                 rows.append(memorised(one, state[0], asked, metric, batch_size=score_batch, mesh=mesh))
             if progress is not None:
@@ -158,7 +157,7 @@ def _begin(params: Params, learning_rate: float) -> tuple:
     # The step consumes its state, and the caller's parameters are not ours to give away. At the rates of fine-tuning an
     # update is less than half a unit in the last place of bf16 weights: kept in that type, they would never move.
     params = jax.tree.map(lambda x: jnp.copy(x.astype(jnp.promote_types(x.dtype, jnp.float32))), params)
-    return replicate_scalars((params, optax.adamw(learning_rate, weight_decay=0.0).init(params)), params)
+    return replicate_rest((params, optax.adamw(learning_rate, weight_decay=0.0).init(params)), params)
 
 
 @lru_cache(maxsize=8)
