@@ -64,7 +64,7 @@ def train(encoded, seed):
 model, before = train(forget + retain, 0)
 _, retrained = train(retain, 1)
 
-method = ju.methods.counterfactual_matching(max_kl=3e-3, damping=0.1)._replace(certify=False)
+method = ju.methods.counterfactual_matching(max_kl=1e-2, damping=0.01, cg_steps=10)._replace(certify=False)
 prompts = substitute(forget, retain, tokenizer, k=16, seed=0, max_length=CONTEXT)
 stored = store(method, model, before, forget, retain, prompts=prompts, top_k=64)
 state = ju.init(method, model, jax.tree.map(jnp.copy, before), key=jax.random.key(0))
@@ -150,10 +150,10 @@ print(f"rounded to 4 bits, probability of forgotten answers: {np.mean(ju.evals.p
 # ## What one may say
 #
 # The three questions have three answers, and a report that gives only the first is incomplete. This model *answers*
-# much more like one that was never told than it did. A membership attack on the loss still separates the forgotten
-# people from strangers perfectly: the old answer, though no longer the likely one, keeps far more probability than a
-# stranger's. And half of the forgotten facts, shown again, bring the others back several times as fast as a model
-# learns them that was never told. Rounding to 4 bits brings nothing back here.
+# much more like one that was never told than it did. A membership attack on the loss still tells nearly all forgotten
+# people from strangers: the old answer, though no longer the likely one, keeps more probability than a stranger's. And
+# half of the forgotten facts, shown again, bring the others back several times as fast as a model learns them that was
+# never told. Rounding to 4 bits brings nothing back here.
 #
 # `jaxunlearn attack` runs all attacks of the library on a checkpoint and says in sentences what came back. Attacks that
 # nobody has thought of yet are not among them.

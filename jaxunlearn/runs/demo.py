@@ -34,7 +34,7 @@ OPTIONS = {
     "newton_removal": {"damping": 0.1, "cg_steps": 8, "max_kl": 1e-4},
     "fisher_removal": {"damping": 1e-3, "samples": 32, "max_kl": 3e-4},
     "gauss_newton_ascent": {"damping": 0.01, "max_kl": 3e-4},
-    "counterfactual_matching": {"damping": 0.1, "max_kl": 1e-2},
+    "counterfactual_matching": {"damping": 0.01, "max_kl": 1e-2, "cg_steps": 10},
 }
 """The five methods, their hyperparameters chosen on seed 1."""
 
