@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import MinMaxScaler
 
-from jaxunlearn.evals.attacks.audit import audit, folds_of
+from jaxunlearn.evals.attacks.audit import audit, folds_of, non_members_needed
 from jaxunlearn.evals.attacks.binomial import clopper_pearson
 from jaxunlearn.evals.attacks.documents import (
     NAMES,
@@ -196,6 +196,12 @@ def test_exact_intervals_equal_scipy(k, m):
     between = clopper_pearson(k + 0.5, m, 0.9)
     if k < m:
         assert between == pytest.approx((exact.low, clopper_pearson(k + 1, m, 0.9)[1]))
+
+
+@pytest.mark.parametrize(("level", "confidence"), [(0.1, 0.95), (0.05, 0.9), (0.3, 0.99)])
+def test_a_verdict_takes_the_fewest_non_members_that_can_give_it(level, confidence):
+    n = non_members_needed(level, confidence)
+    assert clopper_pearson(0, n, confidence)[1] <= level < clopper_pearson(0, n - 1, confidence)[1]
 
 
 def test_bad_input_is_named():

@@ -61,6 +61,10 @@ def test_sentences_say_what_the_numbers_support():
     assert "layer 1 still knows more than the output (0.100)" in findings({"logit_lens_memorisation": lens})[0]
     audit = measure(0.7, 0.6, 0.8, verdict_by_index={"0": "member", "1": "undecided", "2": "no evidence"})
     assert "1 of 3 documents are judged to have been read, 1 cannot be" in findings({"forget_document_auc": audit})[0]
+    audit["never_seen"] = {"documents": 12, "needed": 36}
+    assert "it takes 36 documents that no model saw, and there were 12" in findings({"forget_document_auc": audit})[0]
+    audit["never_seen"]["documents"] = 36
+    assert "it takes" not in findings({"forget_document_auc": audit})[0]
     again = {"relearning_robustness": measure(1.0, 1.0, 1.0, unlearned=[0.9, 0.9], retrained=[0.1, 0.2])}
     assert "says nothing here" in findings(again)[0]
     again["relearning_robustness"] = measure(0.3, 0.2, 0.5, unlearned=[0.1, 0.6], retrained=[0.1, 0.2])

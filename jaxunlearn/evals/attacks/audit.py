@@ -22,6 +22,7 @@ An AUC below one half is no leak here, unlike that of a score without fitting: a
 each fold, away from what was left out, so that few documents or groups without any signal come out well under .5.
 """
 
+import math
 from collections.abc import Hashable, Sequence
 from typing import Literal, NamedTuple
 
@@ -148,6 +149,16 @@ def audit(
         known[labels == 1],
         known[labels == 0],
     )
+
+
+def non_members_needed(level: float = 0.1, confidence: float = 0.95) -> int:
+    """How many non-members the verdict "member" takes: the fewest n with `clopper_pearson(0, n)` at or under the level.
+
+    Example:
+        >>> non_members_needed()
+        36
+    """
+    return math.ceil(math.log((1 - confidence) / 2) / math.log1p(-level))
 
 
 def folds_of(groups: Sequence[Hashable], folds: int, seed: int) -> Int[np.ndarray, " N"]:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxunlearn.data import Encoded, Record
 from jaxunlearn.data.canary_key import Canary
 from jaxunlearn.evals.attacks import documents
-from jaxunlearn.evals.attacks.audit import audit
+from jaxunlearn.evals.attacks.audit import audit, non_members_needed
 from jaxunlearn.evals.attacks.canaries import canary_exposures
 from jaxunlearn.evals.attacks.exposure import Exposure
 from jaxunlearn.evals.attacks.membership import ATTACKS, Attacker, membership
@@ -64,6 +64,7 @@ def _document(target: Target, doses: Doses) -> Measure | str:
         p_value_by_index=by_index(np.array([one.p_value for one in found.suspects])),
         p_interval_by_index={str(i): list(one.interval) for i, one in enumerate(found.suspects)},
         verdict_by_index={str(i): one.verdict for i, one in enumerate(found.suspects)},
+        never_seen={"documents": len(others), "needed": non_members_needed()},
         auditor_auc=found.auc,
         auditor_interval=list(found.interval),
     )

@@ -45,6 +45,9 @@ def _sentence(name: str, measure: Measure) -> str | None:
         verdicts = list(measure["verdict_by_index"].values())
         undecided = verdicts.count("undecided")
         more = f", {undecided} cannot be decided" if undecided else ""
+        unseen = measure.get("never_seen")
+        if undecided and unseen and unseen["documents"] < unseen["needed"]:
+            more += f" (it takes {unseen['needed']} documents that no model saw, and there were {unseen['documents']})"
         return f"{verdicts.count('member')} of {len(verdicts)} documents are judged to have been read{more}"
     if name.endswith("_auc"):
         # A fitted probe that finds nothing does worse than chance (see `audit`); only a plain score leaks both ways.
