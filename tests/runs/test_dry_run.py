@@ -12,7 +12,7 @@ import pytest
 from jaxunlearn import methods, models
 from jaxunlearn.cli import main
 from jaxunlearn.data import pair
-from jaxunlearn.models import loading
+from jaxunlearn.models import reading
 from jaxunlearn.runs import needs
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.needs import Work
@@ -28,7 +28,7 @@ def no_weights(monkeypatch):
     def refuse(*_):
         raise AssertionError("a weight was read")
 
-    monkeypatch.setattr(loading, "stream", refuse)
+    monkeypatch.setattr(reading, "stream", refuse)
 
 
 @pytest.fixture

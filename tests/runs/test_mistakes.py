@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jaxunlearn.cli import main
-from jaxunlearn.models import loading
+from jaxunlearn.models import reading
 
 PAGE = Path(__file__).parents[2] / "docs" / "guides" / "mistakes.md"
 CELLS = [line.strip("| \n").split(" | ", 1) for line in PAGE.read_text(encoding="utf-8").splitlines() if "|" in line]
@@ -40,7 +40,7 @@ def home(world, tmp_path, monkeypatch):
     shutil.copytree(world.model, tmp_path / "pickled")
     (tmp_path / "pickled" / "model.safetensors").rename(tmp_path / "pickled" / "pytorch_model.bin")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(loading, "stream", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(reading, "stream", lambda *_, **__: pytest.fail("weights were read"))
 
 
 def test_all_ten_are_made():
