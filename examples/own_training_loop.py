@@ -120,7 +120,7 @@ def train(params, opt_state, batch):
 opt_state = optimizer.init(state.params)
 curve = []
 for number, pair in enumerate(ju.data.pair(forget, retain, batch_size=8, retain_size=16, epochs=30)):
-    batch = sharding.shard_batch(pair.batch, mesh)
+    batch = pair.on(mesh)
     if number % 5 == 0:
         state, info = unlearn(method, model, state, batch)
         c = info.certificate
@@ -145,7 +145,7 @@ print("layout afterwards:", state.params["layers"]["mlp"]["up_proj"]["kernel"].s
 one_device = jax.devices()[0]
 here = jax.device_put(jax.tree.map(jnp.copy, state), one_device)
 alone, _ = unlearn(method, single, here, jax.device_put(pair.batch, one_device))
-spread, _ = unlearn(method, model, state, sharding.shard_batch(pair.batch, mesh))
+spread, _ = unlearn(method, model, state, pair.on(mesh))
 gaps = jax.tree.map(
     lambda a, b: float(jnp.max(jnp.abs(jax.device_get(a) - jax.device_get(b)))), spread.params, alone.params
 )

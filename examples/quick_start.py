@@ -162,12 +162,12 @@ plt.show()
 # The distance to the retrained model on the forget set (`forget_kl`) falls to a third, and the retain set keeps its
 # probability: in that sense the model behaves much more like one that was never told.
 #
-# It is *not* the same model. The old answers keep three times the probability that the retrained model gives them, and
-# a membership attack on the loss (`forget_loss_auc`, where 0.5 would be a coin) sees that. How much is left depends on
-# the direction of the divergence. The published form is $\mathrm{KL}(q \,\|\, p)$ alone (`divergence="forward"`). It
-# asks that everything a stranger's answer could be gets its share, and hardly minds what stays on the old answer: a
-# model that spends half of its probability there pays only $\log 2$ nats for that, and one that spends a twentieth next
-# to nothing. With it, the old answers here keep a probability of 0.41. [Evaluating and
+# It is *not* the same model. The old answers keep three times the probability that the retrained model gives them,
+# and a membership attack on the loss (`forget_loss_auc`, where 0.5 would be a coin) sees that. Two things keep it from
+# being more. What $q$ gives to the old answer is stored beside its likeliest tokens: lumped with the rest, it would be
+# a place to hide. And both directions are charged: $\mathrm{KL}(q \,\|\, p)$ alone, the published form
+# (`divergence="forward"`), asks that everything a stranger's answer could be gets its share and hardly minds what stays
+# on the old one; it leaves 0.18 here, and an attacker an AUC of 0.98. [Evaluating and
 # attacking](evaluating_and_attacking.ipynb) looks more closely.
 #
 # On a model as small as this, retraining is cheaper than any unlearning. The example shows behaviour, not savings.

@@ -3,9 +3,11 @@
 from typing import NamedTuple
 
 import pytest
+import report_home
 import tiny
 
 from jaxunlearn import data, models
+from jaxunlearn.reports import figures
 
 
 class World(NamedTuple):
@@ -23,6 +25,16 @@ def world(tmp_path_factory):
     folder = tmp_path_factory.mktemp("world")
     made = tiny.write(folder)
     return World(*(str(folder / name) for name in ("base", "forget.jsonl", "retain.jsonl")), made.rows, made.tokenizer)
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """`report_home.make`, around the working folder; nothing is drawn."""
+    found = report_home.make(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for name in report_home.PICTURES:  # they take most of the time, and reports/test_evidence.py looks at them
+        monkeypatch.setattr(figures, name, lambda *known: None)
+    return found
 
 
 class Encoded(NamedTuple):

@@ -1,121 +1,24 @@
-"""`jaxunlearn report` from files: what it takes for evidence, what it takes for doubt, and what it does not show.
-
-No model is needed: a checkpoint is known by the hash of its weight files, whatever is in them.
-"""
+"""`jaxunlearn report` from files: what it takes for evidence, what it takes for doubt, and what it does not show."""
 
 import json
 import re
 import shlex
-from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
 import pytest
 import yaml
+from report_home import (
+    MARKER,
+    PICTURES,
+    checkpoint,
+    measure,
+    named,
+    reported,
+    verdict,
+)
 
 from jaxunlearn.cli import main
-from jaxunlearn.evals.result import by_index, measured
 from jaxunlearn.reports import figures
 from jaxunlearn.runs.record import FILE, digest
-
-PICTURES = {name: getattr(figures, name) for name in ("losses", "steps", "solves")}
-MARKER = "SOMEBODY-LIVES-IN-NOWHERE"
-FORGET, RETAIN = 4, 40
-
-
-class Home(NamedTuple):
-    """An unlearned folder `gone`, the models and records around it, and the result files of `measure`."""
-
-    folder: Path
-
-    def __truediv__(self, name):
-        return self.folder / name
-
-
-def checkpoint(folder, content):
-    folder.mkdir()
-    (folder / "model.safetensors").write_bytes(content)
-    return folder
-
-
-def named(*files):
-    return {path.stem: {"path": str(path), "sha256": digest(path)} for path in files}
-
-
-@pytest.fixture
-def home(tmp_path, monkeypatch):
-    found = Home(tmp_path)
-    for name in ("before", "gone", "retrained", "second", "other"):
-        checkpoint(found / name, name.encode())
-    for part, size in (("forget", FORGET), ("retain", RETAIN)):
-        rows = [{"question": f"Where {part} {i} {MARKER}?", "answer": f"Here {i} {MARKER}."} for i in range(size)]
-        (found / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    before = {"model": {"path": str(found / "before"), "sha256": digest(found / "before")}}
-    line = {
-        "number": 1, "time": "2026-11-25T09:29:24Z", "method": "newton_removal", "salt": "00",
-        "records": [f"hash {i}" for i in range(FORGET)],
-        "forget": named(found / "forget.jsonl")["forget"], "certificate": {},
-        "weights_before": digest(found / "before"), "weights_after": digest(found / "gone"),
-    }  # fmt: skip
-    record = {
-        "command": "unlearn",
-        "settings": {"method": "newton_removal", "text": {"max_length": 32, "prompt_field": None}},
-        "inputs": before | named(found / "forget.jsonl", found / "retain.jsonl"),
-        "environment": {"jax": "0.10.2"},
-        "weights": digest(found / "gone"),
-        "requests": [line],
-        "method": "newton_removal", "steps": 2, "stopped": "unseen", "stop_at_nll": 2.0, "seconds": 3.2,
-        "certificate": {"forget_before": 1.0, "forget_after": 1.5, "forget_predicted": 0.4},
-        "history": [{"forget_nll": 1.0, "residual": 0.5}, {"forget_nll": 1.5, "residual": 0.25}],
-    }  # fmt: skip
-    (found / "gone" / FILE).write_text(json.dumps(record))
-    monkeypatch.chdir(tmp_path)
-    for name in PICTURES:  # they take most of the time, and reports/test_evidence.py looks at them
-        monkeypatch.setattr(figures, name, lambda *known: None)
-    return found
-
-
-def result(kl, kept=1.0):
-    words = {part: {str(i): f"wrote {part} {i} {MARKER}" for i in range(n)} for part, n in SIZES.items()}
-    scored = {f"{part}_rouge_l": measured(f"{part}_rouge_l", np.ones(n)) for part, n in SIZES.items()}
-    for part, measure in scored.items():
-        measure["generated_by_index"] = words[part.removesuffix("_rouge_l")]
-    unseen = {"holdout_by_index": by_index(np.array([-3.0, -1.0]))}
-    losses = measured("forget_loss_auc", -np.arange(1.0, FORGET + 1), aggregate=0.5, interval=[0.2, 0.8], **unseen)
-    return scored | {
-        "forget_kl": measured("forget_kl", np.full(FORGET, kl)),
-        "retain_kl": measured("retain_kl", np.full(RETAIN, kl / 10)),
-        "forget_nll": measured("forget_nll", np.full(FORGET, 2.0)),
-        "retain_exact_memorisation": measured("retain_exact_memorisation", np.full(RETAIN, kept)),
-        "forget_loss_auc": losses,
-    }
-
-
-SIZES = {"forget": FORGET, "retain": RETAIN}
-
-
-def measure(home, name, command="evaluate", *, after="gone", kl=0.5, hashes=True, **changes):
-    """A result file as `evaluate` or `attack` leaves it."""
-    folders = {"before": home / "before", "after": home / after, "retrained": home / "retrained"}
-    content = {
-        "command": command,
-        "models": {column: str(folder) for column, folder in folders.items()},
-        "weights": {column: digest(folder) if hashes else None for column, folder in folders.items()},
-        "inputs": named(home / "forget.jsonl", home / "retain.jsonl"),
-        "results": {"before": result(4.0), "after": result(kl), "retrained": result(1e-9)},
-    }
-    (home / name).write_text(json.dumps(content | changes))
-    return str(home / name)
-
-
-def reported(home, *options, code=0, run="gone"):
-    out = home / f"page-{len(list(home.folder.glob('page-*')))}.html"
-    assert main(["report", str(home / run), "--out", str(out), *map(str, options)]) == code
-    return " ".join(out.read_text().split()) if code == 0 else None
-
-
-def verdict(page):
-    return re.search(r'class="headline">(.*?)</p>', page)[1]
 
 
 def test_a_bare_run_is_not_judged_and_the_page_says_how_to_measure_it(home):
@@ -265,61 +168,6 @@ def test_earlier_requests_are_listed_and_asked_after(home):
     assert "Whether what request 1" not in page
     assert re.search(r"first.jsonl</td> *<td[^>]*>1.900</td>.*forget.jsonl</td> *<td[^>]*>0.700</td>", page)
     assert "after: 0.700 on forget" in page
-
-
-def unlearned(home, name, number, model, rise=1.0):
-    """A folder that answered a request, made from the one called `model`."""
-    folder = checkpoint(home / name, name.encode())
-    record = {
-        "command": "unlearn", "weights": digest(folder), "inputs": named_model(home / model),
-        "requests": [{"number": number}], "history": [{"forget_nll": rise}, {"forget_nll": 2 * rise}],
-    }  # fmt: skip
-    (folder / FILE).write_text(json.dumps(record))
-    return str(folder)
-
-
-def named_model(folder):
-    return {"model": {"path": str(folder), "sha256": digest(folder)}}
-
-
-def test_runs_of_earlier_requests_and_of_compared_models_are_drawn_if_they_are_of_those_weights(home, monkeypatch):
-    drawn = []
-    monkeypatch.setattr(figures, "runs", lambda history, lead: drawn.append(history))
-    own = json.loads((home / "gone" / FILE).read_text())
-
-    def starts(model):
-        (home / "gone" / FILE).write_text(json.dumps(own | {"inputs": own["inputs"] | named_model(home / model)}))
-
-    unlearned(home, "first", 1, "before", rise=1.0)
-    unlearned(home, "second-request", 2, "first", rise=2.0)
-    starts("second-request")
-    npo, bare = unlearned(home, "npo", 1, "before", rise=3.0), unlearned(home, "bare", 1, "before", rise=4.0)
-    measure(home, "npo-numbers.json", after="npo", kl=3.3)
-    page = reported(home, "--compare", npo, "--compare", bare)
-    assert {name: steps[0]["forget_nll"] for name, steps in drawn[-1].items()} == {
-        "request 1": 1.0, "request 2": 2.0, "after": 1.0, "npo-numbers": 3.0, "bare": 4.0,
-    }  # fmt: skip
-    assert list(drawn[-1])[:3] == ["request 1", "request 2", "after"]
-    assert "npo-numbers: 3.300 on forget" in page  # the folder was looked up
-    options = next(home.folder.glob("page-*.yaml"))
-    assert yaml.safe_load(options.read_text())["compare"] == [str(home / "npo-numbers.json"), bare]
-    # A folder that was written anew is not the one that the run began with, and neither is one without a record.
-    (home / "first" / FILE).write_text(json.dumps({"command": "unlearn", "weights": "other", "history": [{}]}))
-    reported(home)
-    assert list(drawn[-1]) == ["request 2", "after"]
-    starts("before")
-    reported(home)
-    assert list(drawn[-1]) == ["after"]
-
-
-def test_compared_files_of_one_name_do_not_hide_each_other(home):
-    measure(home, "e.json")
-    (home / "a").mkdir()
-    files = [measure(home, name, after=after, kl=kl) for name, after, kl in
-             (("x.json", "other", 3.1), ("a/x.json", "second", 3.2))]  # fmt: skip
-    page = reported(home, "--compare", files[0], "--compare", files[1])
-    assert "x: 3.100 on forget" in page
-    assert "a/x: 3.200 on forget" in page
 
 
 REFUSED = {
