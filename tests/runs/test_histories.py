@@ -24,9 +24,7 @@ def named_model(folder):
     return {"model": {"path": str(folder), "sha256": digest(folder)}}
 
 
-def test_runs_of_earlier_requests_and_of_compared_models_are_drawn_if_they_are_of_those_weights(
-    home, monkeypatch
-):
+def test_runs_of_earlier_requests_and_of_compared_models_are_drawn_if_they_are_of_those_weights(home, monkeypatch):
     drawn = []
     monkeypatch.setattr(figures, "runs", lambda history, lead: drawn.append(history))
     own = json.loads((home / "gone" / FILE).read_text())
