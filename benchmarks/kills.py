@@ -68,49 +68,19 @@ class Fate(NamedTuple):
     seconds: float
 
 
-def solve(folder: Path, out: Path) -> None:
-    """One streamed Newton step of the tiny model; what the process that is killed runs."""
-    import jax
-    import numpy as np
-    from safetensors.numpy import save_file
-
-    from jaxunlearn import data, files, models
-    from jaxunlearn.curvature import GaussNewton
-    from jaxunlearn.runs.checkpoint import Checkpoints
-    from jaxunlearn.runs.inputs import reader
-    from jaxunlearn.runs.settings import Text
-    from jaxunlearn.runs.streamed_newton import streamed_newton
-    from jaxunlearn.solvers import CG
-
-    if out.exists():  # killed between the output and the end
-        return shutil.rmtree(_partial(out), ignore_errors=True)
-    model, params = models.load(folder / "base")
-    reads = reader(folder / "base", Text())
-    forget, retain = (
-        [one.batch for one in data.batches(reads.read(str(folder / f"{name}.jsonl")), 2, shuffle=False)]
-        for name in ("forget", "retain")
-    )
-    # Left to its 30 products: the kills want something to hit.
-    solve_for = {"curvature": GaussNewton(), "solver": CG(30, rtol=0.0, progress=None), "damping": 1e-4}
-    with Checkpoints(_partial(out) / "checkpoints", every=1) as checkpoints:
-        new, info = streamed_newton(model, params, forget, retain, checkpoints=checkpoints, **solve_for)
-    print(f"{int(info.steps)} products, relative residual {float(info.relative_residual):.1e}")
-    leaves = jax.tree_util.tree_leaves_with_path(new)
-    with files.new_folder(out) as made:
-        arrays = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
-        save_file(arrays, made / "step.safetensors")
-    shutil.rmtree(_partial(out))
-
-
 def works(folder: Path) -> list[Work]:
     base, forget, retain = (str(folder / name) for name in ("base", "forget.jsonl", "retain.jsonl"))
-    target, forgotten = folder / "fine-tuning", folder / "unlearning"
+    target, forgotten, stepped = folder / "fine-tuning", folder / "unlearning", folder / "newton"
     command = [sys.executable, "-m", "jaxunlearn"]
     every = ["--checkpoint-every", "1", "--resume"]
     tune = ["finetune", "--model", base, "--data", forget, "--data", retain]
     tune += ["--epochs", "30", "--learning-rate", "1e-2"]
     unlearn = ["unlearn", "--model", str(target), "--forget", forget, "--retain", retain, "--steps", "25"]
     unlearn += ["--method", "counterfactual_matching", "--substitutes", "4", "--option", "cg_steps=3"]
+    newton = ["unlearn", "--model", base, "--forget", forget, "--retain", retain, "--method", "gauss_newton_ascent"]
+    newton += ["--stream-retain", "--batch-size", "2", "--retain-size", "2", "--option", "damping=1e-4"]
+    # Left to its products: the kills want something to hit.
+    newton += ["--option", "cg_steps=30", "--option", "rtol=0"]
     evaluate = ["evaluate", "--model", str(forgotten), "--reference-model", base, "--generate"]
     evaluate += ["--forget", forget, "--retain", retain, "--resume"]
 
@@ -118,11 +88,10 @@ def works(folder: Path) -> list[Work]:
         return Work(name, rest, out, _partial(out))
 
     result = folder / "evaluation.json"
-    step = folder / "newton"
     return [
         made("fine-tuning", [*command, *tune, "--out", str(target), *every], target),
         made("unlearning, CG", [*command, *unlearn, "--out", str(forgotten), *every], forgotten),
-        made("streamed Newton, CG on the host", [sys.executable, __file__, "--solve", str(folder), str(step)], step),
+        made("streamed Newton, CG on the host", [*command, *newton, "--out", str(stepped), *every], stepped),
         made("evaluation", [*command, *evaluate, "--out", str(result)], result),
     ]
 
@@ -195,10 +164,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=30, help="in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="kinds of work whose name holds this text")
-    parser.add_argument("--solve", nargs=2, type=Path, metavar=("WORLD", "OUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.solve:
-        return solve(*args.solve)
     draw = random.Random(args.seed)
     rows = []
     with tempfile.TemporaryDirectory(prefix="kills.") as name:

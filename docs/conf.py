@@ -36,7 +36,7 @@ suppress_warnings = ["myst.xref_missing"]
 
 STEP = ("init", "unlearn_step", "UnlearnState", "StepInfo")
 PACKAGES = ("objectives", "curvature", "solvers", "transforms", "methods", "models", "data", "evals", "evals.attacks")
-MODULES = ("sharding", "operators", "tree", "losses", "certificate", "types")
+MODULES = ("sharding", "operators", "tree", "losses", "certificate", "types", "private", "accounting")
 
 
 def setup(app):

@@ -15,20 +15,41 @@ from typing import TYPE_CHECKING
 from jaxunlearn.version import __version__
 
 if TYPE_CHECKING:
-    from jaxunlearn import curvature, data, evals, methods, models, objectives, operators, sharding, solvers, tree
+    from jaxunlearn import (
+        accounting,
+        certificate,
+        curvature,
+        data,
+        evals,
+        losses,
+        methods,
+        models,
+        objectives,
+        operators,
+        private,
+        sharding,
+        solvers,
+        transforms,
+        tree,
+    )
     from jaxunlearn.types import LabelledBatch, Model, Reference, TokenBatch, UnlearnBatch
     from jaxunlearn.unlearn import StepInfo, UnlearnState, init, unlearn_step
 
 _SUBMODULES = (
+    "accounting",
+    "certificate",
     "curvature",
     "data",
     "evals",
+    "losses",
     "methods",
     "models",
     "objectives",
     "operators",
+    "private",
     "sharding",
     "solvers",
+    "transforms",
     "tree",
 )
 _HOMES = {
@@ -52,16 +73,21 @@ __all__ = [
     "UnlearnBatch",
     "UnlearnState",
     "__version__",
+    "accounting",
+    "certificate",
     "curvature",
     "data",
     "evals",
     "init",
+    "losses",
     "methods",
     "models",
     "objectives",
     "operators",
+    "private",
     "sharding",
     "solvers",
+    "transforms",
     "tree",
     "unlearn_step",
 ]

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxunlearn import tree
+from jaxunlearn import remainder, tree
 from jaxunlearn.certificate import Certificate, certify
 from jaxunlearn.curvature.subset import Select, combine, over_chosen, partition
 from jaxunlearn.methods.method import Method
@@ -31,6 +30,7 @@ class UnlearnState(NamedTuple):
         opt_state: state of the method's transformation (damping, moments).
         key: random key of the next step.
         frozen: with `trainable`, the tree of all other parameters, which no step touches or pays for.
+        remainder: what rounding left of bfloat16 parameters, so that small steps add up (`jaxunlearn.remainder`).
     """
 
     step: Int[Array, ""]
@@ -38,6 +38,7 @@ class UnlearnState(NamedTuple):
     opt_state: PyTree
     key: Key
     frozen: Params | None = None
+    remainder: PyTree | None = None
 
     def whole(self) -> Params:
         """All parameters, as the model takes them."""
@@ -93,7 +94,8 @@ def init(method: Method, model: Model, params: Params, *, key: Key, trainable: S
                 f"params hold an array of dtype {leaf.dtype}, which has no gradient; keep integer buffers out of the "
                 "parameter tree (close over them in the model's functions)"
             )
-    state = UnlearnState(jnp.int32(0), params, method.transform.init(tree.to_vector(params)), key, frozen)
+    opt_state = method.transform.init(tree.to_vector(params))
+    state = UnlearnState(jnp.int32(0), params, opt_state, key, frozen, remainder.start(params))
     return replicate_rest(state, params)
 
 
@@ -137,7 +139,8 @@ def unlearn_step(
     )
     applied = tree.all_finite(updates)
     updates = tree.where(applied, updates, tree.zeros_like(state.params))
-    params = tree.shard_like(optax.apply_updates(state.params, updates), state.params)
+    params, rest = remainder.apply_updates(state.params, state.remainder, updates)
+    params = tree.shard_like(params, state.params)
     info = StepInfo(
         value,
         tree.norm(grads),
@@ -148,7 +151,7 @@ def unlearn_step(
         _first_state(opt_state, NoiseState),
     )
     opt_state = jax.tree.map(partial(_healthy, applied), opt_state, state.opt_state)
-    return UnlearnState(state.step + 1, params, opt_state, next_key, state.frozen), info
+    return UnlearnState(state.step + 1, params, opt_state, next_key, state.frozen, rest), info
 
 
 def curvature_state(opt_state: PyTree) -> CurvatureState | None:

@@ -1,15 +1,19 @@
 """What is measured of a model that has forgotten, and the one number by which trials are chosen.
 
 Trials are ranked by the distance to the retrained model in output space, on what was to be forgotten, on what was to
-be kept and on what neither model has seen,
+be kept and on what neither model has seen, and by what is left of the forgotten answers,
 
-    distance = KL_forget + KL_retain + KL_unseen,      nats per loss token, KL(retrained || model),
+    distance = KL_forget + KL_retain + KL_unseen + memory,      KL(retrained || model),
+    memory   = | NLL_model(forget) - NLL_retrained(forget) |,   all in nats per loss token.
 
-which is the tug of war of `evals.tug_of_war` in its form by KL, `-log ToW`.
+The divergences are the tug of war of `evals.tug_of_war` in its form by KL, `-log ToW`. They ask whether the model
+gives the answers of the retrained one enough probability; memory asks whether it has given up its own. The other
+direction of the divergence would ask that too, but a retrained model is sure of a wrong guess, and KL(model ||
+retrained) takes a model that guesses evenly to be as far from it as one that still remembers.
 
-A method that forgets nothing pays in the first term, one that destroys the model in the others, so that no weight has
-to be chosen between them. Two models retrained from different seeds are not at 0 but at the seed floor. Somebody who
-unlearns has no retrained model; here it judges all methods alike.
+A method that forgets nothing pays in the first and the last term, one that destroys the model in the others, so that
+no weight has to be chosen between them. Two models retrained from different seeds are not at 0 but at the seed floor.
+Somebody who unlearns has no retrained model; here it judges all methods alike.
 
 Its form by total variation (ToW) is shown beside it. On facts that only guessing could answer, that hardly tells the
 original model from a retrained one: two retrained models disagree about the guess itself.
@@ -25,6 +29,7 @@ from jaxunlearn.evals.attacks.exposure import exposure
 from jaxunlearn.evals.attacks.quantisation import quantisation
 from jaxunlearn.evals.attacks.relearning import relearning
 from jaxunlearn.evals.tug_of_war import tug_of_war
+from jaxunlearn.runs.fit import mean_nll
 from jaxunlearn.types import Model, Params
 
 Numbers = dict[str, float | None]
@@ -34,13 +39,15 @@ SETS = ("forget", "retain", "unseen")
 
 
 def distance(problem: Problem, model: Model, params: Params) -> Numbers:
-    """KL and total variation to the retrained model on forget, retain and unseen, and their sums (module docstring)."""
+    """How far the model is from the retrained one on forget, retain and unseen (module docstring)."""
     examples = {"forget": problem.sets["forget"], "retain": problem.kept, "unseen": problem.sets["holdout"]}
     found: Numbers = {}
     for name in SETS:
         apart = evals.kl(problem.model, problem.retrained, params, examples[name], model_q=model, batch_size=BATCH)
         found[f"{name}_kl"], found[f"{name}_tv"] = apart.mean_kl, apart.mean_total_variation
-    found["distance"] = sum(found[f"{name}_kl"] for name in SETS)
+    forget = problem.sets["forget"]
+    found["memory"] = abs(mean_nll(model, params, forget) - mean_nll(problem.model, problem.retrained, forget))
+    found["distance"] = sum(found[f"{name}_kl"] for name in SETS) + found["memory"]
     if not np.isfinite(found["distance"]):  # outputs that are not finite: the model is broken
         return dict.fromkeys((*found, "tow"))
     return found | {"tow": tug_of_war([found[f"{name}_tv"] for name in SETS])}

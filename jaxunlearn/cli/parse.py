@@ -9,12 +9,14 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import sys
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jaxunlearn.cli.examples import shown
+from jaxunlearn.cli.option_help import registry
 
 Settings = TypeVar("Settings")
 
@@ -26,8 +28,8 @@ def parse(settings: type[Settings], name: str, argv: Sequence[str], positional: 
     without a default, in their order, where they are given without a flag.
 
     Raises:
-        ValueError: a configuration file that cannot be read, or holds a name that is no flag of the command; other
-            processes of the run that are asked for in vain.
+        ValueError: a name that is no flag of the command, on the command line or in a configuration file; such a file
+            that cannot be read; other processes of the run that are asked for in vain.
     """
     import tyro
 
@@ -38,7 +40,19 @@ def parse(settings: type[Settings], name: str, argv: Sequence[str], positional: 
     about = inspect.cleandoc(settings.__doc__ or "")
     description = f"{about}\n\nOptions may also stand in a file: --config FILE.yaml\n\n{shown(name)}"
     arguments = _from_file(settings, name, argv, positional)
-    found = tyro.cli(settings, prog=f"jaxunlearn {name}", args=arguments, config=config, description=description)
+    try:
+        found = tyro.cli(
+            settings,
+            prog=f"jaxunlearn {name}",
+            args=arguments,
+            config=config,
+            description=description,
+            registry=registry(),
+        )
+    except SystemExit as end:
+        if end.code and (file := _take(argv)[0]):
+            print(f"jaxunlearn {name}: some of the options stand in {file}", file=sys.stderr)
+        raise
     if hasattr(found, "devices"):
         # First of all: which process this is decides who speaks and who writes, and JAX cannot be told later.
         found.devices.start()
@@ -49,18 +63,19 @@ def _from_file(settings: type, name: str, argv: list[str], positional: Sequence[
     """The arguments with those of `--config` in front of them, where the command line does not give the same one."""
     file, argv = _take(argv)
     argv = _switched(settings, argv)
-    if file is None:
-        return argv
     known = _flags(settings)
     given, alone = _told_apart(argv)
+    for flag, written in given.items():
+        if flag not in known and not {"-h", "--help"} & set(argv):
+            raise ValueError(f"no option {written}; {_nearest(flag, known, name, '--')}")
+    if file is None:
+        return argv
     arguments: list[str] = []
     places: dict[str, str] = {}
     for key, value in _read(file).items():
         flag = str(key).replace("-", "_")
         if flag not in known:
-            near = difflib.get_close_matches(flag, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"`jaxunlearn {name} --help` lists them"
-            raise ValueError(f"{file}: jaxunlearn {name} has no option {key!r}; {hint}")
+            raise ValueError(f"{file}: jaxunlearn {name} has no option {key!r}; {_nearest(flag, known, name)}")
         if flag in given or value is None:
             continue
         if flag in positional and isinstance(value, list):
@@ -77,15 +92,24 @@ def _from_file(settings: type, name: str, argv: list[str], positional: Sequence[
     return arguments + argv + [places[one] for one in found]
 
 
-def _told_apart(argv: list[str]) -> tuple[set[str], list[str]]:
-    """The names of the flags that are given, and what stands without one. Every flag but --help takes a value."""
-    flags, alone = set(), []
+def _nearest(flag: str, known: list[str], command: str, dashes: str = "") -> str:
+    """What to say after the name of an option that there is not."""
+    near = difflib.get_close_matches(flag, known, n=1)
+    if not near:
+        return f"`jaxunlearn {command} --help` lists them"
+    return f"did you mean {dashes}{near[0].replace('_', '-') if dashes else near[0]}?"
+
+
+def _told_apart(argv: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The flags that are given, by name, as written; and what stands without one. All but --help take a value."""
+    flags, alone = {}, []
     rest = iter(argv)
     for arg in rest:
         if not arg.startswith("-"):
             alone.append(arg)
         elif arg not in ("-h", "--help"):
-            flags.add(arg.partition("=")[0].removeprefix("--").replace("-", "_"))
+            written = arg.partition("=")[0]
+            flags[written.lstrip("-").replace("-", "_")] = written
             if "=" not in arg:
                 next(rest, None)
     return flags, alone

@@ -27,9 +27,16 @@ class Format(NamedTuple):
 
 
 def write(
-    folder: str | Path, form: Format, arrays: Mapping[str, Array], about: Mapping[str, Any], max_shard_size: int
+    folder: str | Path,
+    form: Format,
+    arrays: Mapping[str, Array],
+    about: Mapping[str, Any],
+    max_shard_size: int,
+    beside: Mapping[str, str] | None = None,
 ) -> Path:
     """Write arrays and their description; leaves may be spread over devices and hosts, and are collected file by file.
+
+    `beside` are texts by file name that appear together with them.
 
     Raises:
         ValueError: when the folder holds something already.
@@ -41,6 +48,9 @@ def write(
     with new_folder(folder) as out:
         for name, shard in zip(names, shards, strict=True):
             _write(None if out is None else out / name, shard, {form.key: json.dumps({**about, "files": files})})
+        if out is not None:
+            for name, text in (beside or {}).items():
+                (out / name).write_text(text, encoding="utf-8")
     return Path(folder)
 
 

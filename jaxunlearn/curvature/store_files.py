@@ -5,6 +5,7 @@ method's `factors` option names such a folder. Rows take m times the size of the
 number of gradients or Ritz vectors.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -23,13 +24,20 @@ ROWS = array_folder.Format("rows", "jaxunlearn.rows", "curvature.save")
 Store = KroneckerEigen | KroneckerFactors | StoredRows
 
 
-def save(folder: str | Path, store: Store, *, max_shard_size: int = 5 * 2**30) -> Path:
+def save(
+    folder: str | Path,
+    store: Store,
+    *,
+    max_shard_size: int = 5 * 2**30,
+    beside: Mapping[str, str] | None = None,
+) -> Path:
     """Write stored curvature.
 
     Args:
         folder: the folder to make; it must not exist, or be empty.
         store: what `eigendecompose`, `kronecker_factors`, `store_rows` or `store_krylov` gave.
         max_shard_size: largest size of one file, bytes (a single array may exceed it).
+        beside: texts by file name, written into the same folder.
 
     Raises:
         ValueError: when the folder holds something already.
@@ -43,11 +51,11 @@ def save(folder: str | Path, store: Store, *, max_shard_size: int = 5 * 2**30) -
         [[1.0, 0.0], [0.0, 1.0]]
     """
     if not isinstance(store, StoredRows):
-        return kronecker.save(folder, store, max_shard_size=max_shard_size)
+        return kronecker.save(folder, store, max_shard_size=max_shard_size, beside=beside)
     arrays = {f"rows/{path}": leaf for path, leaf in paths_of(store.rows)}
     arrays |= {"vectors": store.vectors, "values": store.values}
     about = {"shapes": {path: list(leaf.shape[1:]) for path, leaf in paths_of(store.rows)}}
-    return array_folder.write(folder, ROWS, arrays, about, max_shard_size)
+    return array_folder.write(folder, ROWS, arrays, about, max_shard_size, beside)
 
 
 def load(folder: str | Path, params: Params) -> Store:

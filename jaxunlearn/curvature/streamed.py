@@ -22,11 +22,13 @@ from jaxtyping import Array, PyTree
 
 from jaxunlearn import tree
 from jaxunlearn.curvature.diagonal import DiagonalOperator
+from jaxunlearn.curvature.subset import over_chosen
 from jaxunlearn.operators import LinearOperator
+from jaxunlearn.sharding.regions import replicate_rest
 from jaxunlearn.types import Batch, Model, Params
 
 Batches = Iterable[Batch] | Callable[[], Iterator[Batch]]
-Product = Callable[[Params, PyTree, PyTree], tuple[PyTree, Array]]
+Product = Callable[..., tuple[PyTree, Array]]
 IN_FLIGHT = 2
 
 
@@ -40,7 +42,9 @@ class Additive(Protocol):
         """`(sum, count)`: the product with `batch` is `sum / count`."""
 
 
-def streamed(curvature: Additive, model: Model, params: Params, batches: Batches) -> LinearOperator:
+def streamed(
+    curvature: Additive, model: Model, params: Params, batches: Batches, frozen: Params | None = None
+) -> LinearOperator:
     """The curvature of all `batches` together, as an operator that passes over them once a product.
 
     Args:
@@ -49,6 +53,7 @@ def streamed(curvature: Additive, model: Model, params: Params, batches: Batches
         params: where the curvature is taken.
         batches: a list, a data set that can be walked through again and again, or a function without arguments that
             returns an iterator. A last batch of another size compiles once more.
+        frozen: the other parameters, where `params` are those that `partition` chose.
 
     Raises:
         TypeError: for an iterator, which could only be walked through once; for a product inside `jit`; for a curvature
@@ -72,7 +77,7 @@ def streamed(curvature: Additive, model: Model, params: Params, batches: Batches
             "stream Hessian, GaussNewton, EmpiricalFisher or TrueFisher"
         )
     psd = getattr(curvature, "psd", False)
-    return streamed_product(_Bound(curvature, model), params, batches, psd=psd)
+    return streamed_product(Bound(curvature, model), params, batches, frozen, psd=psd)
 
 
 class AdditiveDiagonal(Protocol):
@@ -124,17 +129,20 @@ def streamed_diagonal(curvature: AdditiveDiagonal, model: Model, params: Params,
             "HutchinsonDiagonal"
         )
     rows = batches() if callable(batches) else batches
-    return curvature.operator(_mean_over(_Entries(curvature, model), params, rows, jnp.uint32))
+    return curvature.operator(mean_over(_Entries(curvature, model), params, rows, lambda number: (jnp.uint32(number),)))
 
 
-def streamed_product(product: Product, params: Params, batches: Batches, *, psd: bool = False) -> LinearOperator:
-    """`v -> sum_b product(params, b, v) / count`; see `streamed`.
+def streamed_product(
+    product: Product, params: Params, batches: Batches, *more: PyTree, psd: bool = False
+) -> LinearOperator:
+    """`v -> sum_b product(params, b, v, *more) / count`; see `streamed`.
 
     Args:
-        product: `(params, batch, v) -> (sum, count)`, pure and hashable; one compilation serves all operators of equal
-            products.
+        product: `(params, batch, v, *more) -> (sum, count)`, pure and hashable; one compilation serves all operators of
+            equal products.
         params: passed on, and the structure of vectors.
         batches: as for `streamed`.
+        more: other arrays that the product reads, the same for all batches.
         psd: whether the products are those of a positive semidefinite operator.
     """
     passes = _Passes(batches)
@@ -145,20 +153,21 @@ def streamed_product(product: Product, params: Params, batches: Batches, *, psd:
                 "a streamed operator reads its batches on the host and cannot be part of a compiled function: use a "
                 "solver that is driven from the host, or put the data into one batch with microbatch="
             )
-        return _mean_over(product, params, passes.walk(), lambda number: v)
+        return mean_over(product, params, passes.walk(), lambda number: (v, *more))
 
     return LinearOperator(mv, params, psd)
 
 
 @dataclass(frozen=True)
-class _Bound:
+class Bound:
     """A recipe's product with its model filled in, equal for equal recipes and models."""
 
     curvature: Additive
     model: Model
 
-    def __call__(self, params: Params, batch: Batch, v: PyTree) -> tuple[PyTree, Array]:
-        return self.curvature.product(self.model, params, batch, v)
+    def __call__(self, params: Params, batch: Batch, v: PyTree, frozen: Params | None) -> tuple[PyTree, Array]:
+        model = self.model if frozen is None else over_chosen(self.model, frozen)
+        return self.curvature.product(model, params, batch, v)
 
 
 @dataclass(frozen=True)
@@ -210,30 +219,52 @@ class _Passes:
         self.length = n
 
 
-def _mean_over(product: Product, params: Params, batches: Iterable[Batch], given: Callable[[int], PyTree]) -> PyTree:
-    """`sum_b S_b / sum_b n_b`, where `product(params, b, given(number of b))` is `(S_b, n_b)`."""
-    total, count, number = tree.zeros_like(params), jnp.zeros((), jnp.result_type(float)), 0
+def mean_over(
+    product: Product, like: PyTree, batches: Iterable[Batch], more: Callable[[int], tuple] = lambda number: ()
+) -> PyTree:
+    """`sum_b S_b / sum_b n_b` from one pass, where `(S_b, n_b) = product(like, b, *more(number of b))`.
+
+    Args:
+        product: pure and hashable.
+        like: passed on; the sums have its structure and its layout, in f32.
+        batches: walked through once.
+        more: further arguments, by the number of the batch.
+
+    Raises:
+        ValueError: when there is no batch.
+
+    Example:
+        >>> sums = lambda like, x: (jnp.sum(x), len(x))
+        >>> float(mean_over(sums, jnp.float32(0), [jnp.array([1.0, 2.0]), jnp.array([6.0])]))
+        3.0
+    """
+    # Where `add_batch` leaves them, or it would be compiled anew for the second batch.
+    total, count = replicate_rest((tree.zeros_like(like), jnp.zeros((), jnp.result_type(float))), like)
+    number = 0
     waiting: deque[Array] = deque()
     for batch in batches:
-        total, count, done = _add(product, total, count, params, batch, given(number))
+        total, count, done = add_batch(product, total, count, like, batch, more(number))
         number += 1
         waiting.append(done)
         if len(waiting) == IN_FLIGHT:
             jax.block_until_ready(waiting.popleft())
     if number == 0:
         raise ValueError("batches is empty: curvature needs at least one batch")
-    return _mean(total, count, params)
+    return _mean(total, count, like)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
-def _add(product: Product, total: PyTree, count: Array, params: Params, batch: PyTree, v: PyTree):
-    more, n = product(params, batch, v)
-    total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, more)
+def add_batch(
+    product: Product, total: PyTree, count: Array, like: PyTree, batch: PyTree, more: tuple
+) -> tuple[PyTree, Array, Array]:
+    """What one batch adds: the program that every pass is made of."""
+    part, n = product(like, batch, *more)
+    total = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, part)
     count = count + jnp.asarray(n, count.dtype)
     # A third result, because the accumulators are donated to the next batch and cannot be waited for.
-    return tree.shard_like(total, params), count, count + 0
+    return tree.shard_like(total, like), count, count + 0
 
 
 @jax.jit
-def _mean(total: PyTree, count: Array, params: Params) -> PyTree:
-    return tree.shard_like(tree.scale(1.0 / jnp.where(count > 0, count, 1.0), total), params)
+def _mean(total: PyTree, count: Array, like: PyTree) -> PyTree:
+    return tree.shard_like(tree.scale(1.0 / jnp.where(count > 0, count, 1.0), total), like)

@@ -3,7 +3,7 @@
     TOFU       forgetXX_perturbed, retain_perturbed, real_authors_perturbed, world_facts_perturbed, holdoutXX
     MUSE       verbmem/forget, knowmem/{forget,retain}_qa(_icl), privleak/{forget,retain,holdout},
                {scal,sust}/forget_{1,2,3,4}
-    KnowUnDo   unlearn_val, retention_val (and _train)
+    KnowUnDo   unlearn_val, retention_val (and _train); on the hub splits `unlearn` and `retention` of a subject
     choices    rows of `question, choices, answer` and perhaps `task` or `subject`: MMLU, WMDP
 
 A name stands for a file in any form that is read (`.json`, `.jsonl`, `.parquet`, or the shards
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxunlearn.data.errors import DataError, Problem, raise_if_any, shorten
-from jaxunlearn.data.records import Fields, Record, read
+from jaxunlearn.data.hub_layouts import is_hub_name, nested, on_hub
+from jaxunlearn.data.records import Fields, Record, from_rows, read
 from jaxunlearn.data.sources import read_rows
 
 LAYOUTS = ("tofu", "muse", "knowundo", "choice")
@@ -87,10 +88,20 @@ def tofu(source: str | Path, split: str = "forget10") -> TofuData:
     if split not in TOFU_SPLITS:
         raise DataError(f"--split {split}: TOFU has {', '.join(TOFU_SPLITS)}.")
     names = [f"{split}_perturbed", "retain_perturbed", "real_authors_perturbed", "world_facts_perturbed"]
-    files = _all(source, [(name,) for name in names])
-    holdout = [_find(Path(source), f"holdout{share}") for share in (split[-2:], "10", "05", "01")]
-    unseen = next((found for found in holdout if found), None)
-    return TofuData(*(read(file) for file in files), read(unseen) if unseen else [])
+    sets = [read(file) for file in _all(source, [(name,) for name in names])]
+    return TofuData(*sets, _unseen(source, split))
+
+
+def _unseen(source: str | Path, split: str) -> list[Record]:
+    """TOFU's holdout; none where there is none, since it was published later than the rest."""
+    if is_hub_name(source):
+        try:
+            return read(on_hub(str(source), f"holdout{split[-2:]}"))
+        except DataError:
+            return []
+    files = (_find(Path(source), f"holdout{share}") for share in (split[-2:], "10", "05", "01"))
+    found = next((file for file in files if file), None)
+    return read(found) if found else []
 
 
 def muse(source: str | Path) -> MuseData:
@@ -128,11 +139,16 @@ def muse_folds(source: str | Path, kind: str) -> list[list[Record]]:
 def knowundo(source: str | Path, part: str = "val") -> KnowUnDoData:
     """KnowUnDo's unlearn and retention records, of the part `val` (published for evaluation) or `train`.
 
+    On the hub the subject is a config, `owner/name:privacy` or `owner/name:copyright`, its halves are splits of one
+    row each, and that row holds the records of both parts.
+
     Raises:
         DataError: another part, or all files that are missing.
     """
     if part not in ("val", "train"):
         raise DataError(f"KnowUnDo has no part {part!r}: choose val or train.")
+    if is_hub_name(source):
+        return KnowUnDoData(*(nested(f"{source}:{half}", part) for half in ("unlearn", "retention")))
     return KnowUnDoData(*(read(file) for file in _all(source, [(f"unlearn_{part}",), (f"retention_{part}",)])))
 
 
@@ -188,8 +204,8 @@ def _choice_files(folder: Path) -> list[Path]:
 def _all(source: str | Path, wanted: Sequence[tuple[str, ...]]) -> list[str | Path]:
     """The file of each name (or of the first of its other names that exists); one error for all that are missing."""
     path = Path(source)
-    if not path.exists() and not path.is_absolute() and str(source).count("/") == 1 and str(source)[0] not in ".~":
-        return [_on_hub(str(source), names[0]) for names in wanted]
+    if is_hub_name(source):
+        return [on_hub(str(source), names[0]) for names in wanted]
     if not path.is_dir():
         raise DataError(f"{path}: no such folder. Give the folder of the data set, or its hub name owner/name.")
     found = [next((file for file in (_find(path, name) for name in names) if file), None) for names in wanted]
@@ -216,12 +232,6 @@ def _find(folder: Path, name: str) -> Path | None:
     return None
 
 
-def _on_hub(source: str, name: str) -> str:
-    """`owner/name:config:split`; a name with a folder is a config and a split, any other a config of one split."""
-    config, _, split = name.partition("/")
-    return f"{source}:{config}:{split or 'train'}"
-
-
 def _rows(source: str | Path, fields: tuple[str, ...]) -> list[Mapping[str, str]]:
     """Rows with the given text fields."""
     table = read_rows(source)
@@ -240,7 +250,5 @@ def _texts(source: str | Path) -> list[Record]:
     """Whole texts: rows with a field `text`, or an array of strings."""
     table = read_rows(source)
     if table.rows and all(isinstance(row.value, str) for row in table.rows):
-        from jaxunlearn.data.records import from_rows
-
         return from_rows([{"text": row.value} for row in table.rows], name=table.name)
     return read(source, fields=Fields(text="text"))

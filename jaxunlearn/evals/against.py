@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.evals import tofu
-from jaxunlearn.evals.bootstrap import bootstrap, mean
+from jaxunlearn.evals.bootstrap import bootstrap, weighted_mean
 from jaxunlearn.evals.forget_quality import forget_quality
 from jaxunlearn.evals.logs import Log
 
@@ -50,9 +50,9 @@ def against(run: Log, reference: Log, *, examples: int | None = None, seed: int 
 
 def _first(log: Log, examples: int) -> Log:
     """The log of the first questions; an aggregate that is no mean of values, such as an AUC, is dropped."""
-    values = {name: column[:examples] for name, column in log.values.items()}
-    means = {name: float(np.mean(values[name])) for name in log.aggregates if _is_mean(log, name)}
-    return log._replace(values=values, aggregates=means, log_ratio=log.log_ratio[:examples])
+    means = {name: log.mean(name, examples) for name in log.aggregates if _is_mean(log, name)}
+    values, tokens = ({name: column[:examples] for name, column in of.items()} for of in (log.values, log.tokens))
+    return log._replace(values=values, aggregates=means, log_ratio=log.log_ratio[:examples], tokens=tokens)
 
 
 def _quality(run: Log, reference: Log, seed: int) -> dict[str, Any]:
@@ -89,18 +89,24 @@ def _utility(run: Log, reference: Log, seed: int) -> dict[str, Any]:
 def _difference(name: str, run: Log, reference: Log, seed: int) -> dict[str, Any]:
     mine, theirs = run.aggregates[name], reference.aggregates[name]
     found = {"run": mine, "reference": theirs, "difference": mine - theirs}
+    if not (name in run.values and name in reference.values):
+        return found
+    x, y = (np.stack([log.values[name], log.weights(name)], axis=1) for log in (run, reference))
+    found["n"] = [len(x), len(y)]
     if not (_is_mean(run, name) and _is_mean(reference, name)):
         return found
-    x, y = run.values[name], reference.values[name]
-    found["n"] = [len(x), len(y)]
     if len(x) == len(y):
-        found["interval"] = list(bootstrap(mean, x - y, seed=seed))
+        found["interval"] = list(bootstrap(_difference_of_draws, np.concatenate([x, y], axis=1), seed=seed))
     else:
-        found["interval"] = list(bootstrap(lambda a, b: a.mean(axis=1) - b.mean(axis=1), x, y, seed=seed))
+        found["interval"] = list(bootstrap(lambda a, b: weighted_mean(a) - weighted_mean(b), x, y, seed=seed))
     return found
+
+
+def _difference_of_draws(draws: np.ndarray) -> np.ndarray:
+    return weighted_mean(draws[..., :2]) - weighted_mean(draws[..., 2:])
 
 
 def _is_mean(log: Log, name: str) -> bool:
     """Whether the aggregate is the mean of its values, so that resampling them says how sure it is."""
     column = log.values.get(name)
-    return column is not None and column.size > 1 and bool(np.isclose(np.mean(column), log.aggregates[name], rtol=1e-6))
+    return column is not None and column.size > 1 and bool(np.isclose(log.mean(name), log.aggregates[name], rtol=1e-6))

@@ -6,7 +6,7 @@ import numpy as np
 
 from jaxunlearn.data import Encoded
 from jaxunlearn.evals import privacy, tofu
-from jaxunlearn.evals.bootstrap import bootstrap
+from jaxunlearn.evals.bootstrap import bootstrap, weighted_mean
 from jaxunlearn.evals.catalogue import METRICS
 from jaxunlearn.evals.divergence import kl
 from jaxunlearn.evals.forget_quality import forget_quality
@@ -32,18 +32,26 @@ def divergence(part: Part, run: Run, options: dict) -> Result:
     }
 
 
-def tug(found: Result) -> Result:
-    """Tug of war, once the distances on forget and on retain are known."""
-    forms = {"kl": tug_of_war_kl, "total_variation": tug_of_war}
+def tug(found: Result, seed: int = 0) -> Result:
+    """Tug of war, once the distances on forget and on retain are known; its interval resamples the texts of each."""
+    forms = {
+        "kl": (tug_of_war_kl, lambda *sets: np.exp(-sum(map(weighted_mean, sets)))),
+        "total_variation": (tug_of_war, lambda *sets: np.prod([1.0 - weighted_mean(one) for one in sets], axis=0)),
+    }
     measures: Result = {}
-    for kind, form in forms.items():
+    for kind, (form, of_draws) in forms.items():
         key, names = f"tug_of_war_{kind}", (f"forget_{kind}", f"retain_{kind}")
         reason = next((why_missing(found[name]) for name in names if why_missing(found[name])), None)
         if reason is not None:
             measures[key] = skipped(key, reason)
             continue
         value = form([found[name]["agg_value"] for name in names])
-        measures[key] = measured(key, np.zeros(0), aggregate=value) | {"n": sum(found[name]["n"] for name in names)}
+        tokens = (found[f"{name.split('_')[0]}_nll"]["tokens_by_index"] for name in names)
+        columns = zip((found[name]["value_by_index"] for name in names), tokens, strict=True)
+        sets = [np.stack([_values(column) for column in both], axis=1) for both in columns]
+        interval = list(bootstrap(of_draws, *sets, seed=seed))
+        n = {"n": sum(found[name]["n"] for name in names)}
+        measures[key] = measured(key, np.zeros(0), aggregate=value, interval=interval) | n
     return measures
 
 
@@ -62,17 +70,28 @@ def attacks(forget: Part, outside: Scores, holdout: Sequence[Encoded], seed: int
             privacy.membership_by_zlib(scores.log_probs, texts),
         )
 
-    found: Result = {}
-    members, others = rows(forget.scores, forget.examples), rows(outside, holdout)
-    for key, inside, beyond in zip(keys, members, others, strict=True):
-        try:
-            result = privacy.attack(inside, beyond, seed=seed)
-        except ValueError as error:
-            found[key] = broken(key, str(error))
-            continue
-        details = result._asdict() | {"holdout_by_index": by_index(beyond)}
-        found[key] = measured(key, inside, aggregate=result.auc, **{k: v for k, v in details.items() if k != "n"})
-    return found
+    sides = rows(forget.scores, forget.examples), rows(outside, holdout)
+    return {key: membership_measure(key, *both, seed=seed) for key, *both in zip(keys, *sides, strict=True)}
+
+
+def membership_measure(name: str, members: np.ndarray, non_members: np.ndarray, *, seed: int = 0) -> Measure:
+    """The measure of one membership attack, from scores of which higher ones say "member".
+
+    `agg_value` is the AUC; `interval`, `tpr_at_1pct` and `tpr_at_01pct` stand beside it, `value_by_index` has the
+    scores of the members, `holdout_by_index` those of the non-members.
+
+    Example:
+        >>> found = membership_measure("forget_loss_auc", np.array([-1.0, -2.0]), np.array([-3.0, -4.0, -5.0]))
+        >>> found["agg_value"], found["n"], found["n_holdout"], found["higher_score_says"]
+        (1.0, 2, 3, 'member')
+    """
+    try:
+        test = privacy.attack(members, non_members, seed=seed)
+    except ValueError as error:
+        return broken(name, str(error))
+    details = {"interval": list(test.interval), "tpr_at_1pct": test.tpr_at_1pct, "tpr_at_01pct": test.tpr_at_01pct}
+    details |= {"higher_score_says": "member", "n_holdout": test.n[1], "holdout_by_index": by_index(non_members)}
+    return measured(name, members, aggregate=test.auc, **details)
 
 
 def quality(ratio: Measure, asked: Variants | str, run: Run, options: dict) -> Result:

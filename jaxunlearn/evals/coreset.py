@@ -109,8 +109,7 @@ def nearest_to_centres(features: Float[np.ndarray, "N D"], size: int, *, seed: i
     """
     from sklearn.cluster import KMeans
 
-    centres = KMeans(size, n_init=4, random_state=seed).fit(features).cluster_centers_
-    apart = np.linalg.norm(features[:, None, :] - centres[None], axis=-1)
+    apart = KMeans(size, n_init=4, random_state=seed).fit_transform(features)
     taken: list[int] = []
     for cluster in np.argsort(apart.min(axis=0)):
         order = np.argsort(apart[:, cluster], kind="stable")

@@ -5,18 +5,19 @@
     TOFU            {task file: {quantity: {"0": x}}}: losses and recalls of each question  (Maini et al. 2024)
 
 What they have in common is what a comparison needs: the truth ratio `log s` of each forget question, the per-example
-values behind each metric, and the nine numbers of Model Utility. `open_unlearning` writes our results in
-OpenUnlearning's form, so that its scripts can read them.
+values behind each metric, and the nine numbers of Model Utility.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxunlearn.evals import tofu
+from jaxunlearn.evals.open_unlearning import OF_MUSE, PARTS, THEIRS
 from jaxunlearn.evals.result import Result
 
 _TASKS = {
@@ -25,25 +26,6 @@ _TASKS = {
     "world": "eval_real_world_wo_options.json",
     "forget": "eval_log_forget.json",
 }
-_PARTS = {"forget": "forget", "retain": "retain", "authors": "ra", "world": "wf"}
-_THEIRS = {
-    **{f"{ours}_probability": (f"{theirs}_Q_A_Prob", "prob") for ours, theirs in _PARTS.items()},
-    **{f"{ours}_rouge_l": (f"{theirs}_Q_A_ROUGE", "rougeL_recall") for ours, theirs in _PARTS.items()},
-    **{f"{ours}_truth_ratio": (f"{theirs}_Truth_Ratio", "score") for ours, theirs in _PARTS.items()},
-    "authors_probability": ("ra_Q_A_Prob_normalised", "prob"),
-    "world_probability": ("wf_Q_A_Prob_normalised", "prob"),
-    "forget_truth_ratio": ("forget_truth_ratio", "score"),
-    "forget_quality": ("forget_quality", "score"),
-    "model_utility": ("model_utility", "score"),
-    "forget_exact_memorisation": ("exact_memorization", "score"),
-    "forget_extraction_strength": ("extraction_strength", "score"),
-    "muse_verbmem_forget": ("forget_verbmem_ROUGE", "rougeL_f1"),
-    "muse_knowmem_forget": ("forget_knowmem_ROUGE", "rougeL_f1"),
-    "muse_knowmem_retain": ("retain_knowmem_ROUGE", "rougeL_f1"),
-    "muse_privleak_open_unlearning": ("privleak", "score"),
-    "muse_min_k_auc": ("mia_min_k", "score"),
-}
-"""Our name of a metric to OpenUnlearning's, and the key of its per-example values."""
 
 
 class Log(NamedTuple):
@@ -54,12 +36,23 @@ class Log(NamedTuple):
         values: per-example values of each metric, by our name.
         aggregates: of each metric; the mean of its values unless the file says otherwise.
         log_ratio: `log s` of each forget question, empty where the file has none.
+        tokens: loss tokens of each example, for the metrics whose aggregate weighs examples by them.
     """
 
     kind: str
     values: dict[str, np.ndarray]
     aggregates: dict[str, float]
     log_ratio: np.ndarray
+    tokens: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    def mean(self, name: str, examples: int | None = None) -> float:
+        """Mean of the values of a metric, or of those of the first examples, weighed as its aggregate weighs them."""
+        values = self.values[name][:examples]
+        return float(np.average(values, weights=self.weights(name)[:examples]))
+
+    def weights(self, name: str) -> np.ndarray:
+        """Weight of each example in the aggregate of a metric."""
+        return self.tokens.get(name, np.ones(len(self.values[name])))
 
     def utility_parts(self) -> list[float] | None:
         """The nine numbers of Model Utility, or None where one is missing."""
@@ -102,30 +95,6 @@ def read_result(path: str | Path, column: str = "after") -> Result:
     return measures
 
 
-def open_unlearning(result: Result) -> dict[str, dict[str, Any]]:
-    """Our result in OpenUnlearning's form and under its names, for its scripts and tables.
-
-    Its truth ratio is wrong over correct, ours correct over wrong: `score = 1 / s`. Metrics it does not know keep our
-    names; a metric without a value is left out, as its form has no place for a reason.
-
-    Example:
-        >>> found = open_unlearning({"forget_probability": {"agg_value": 0.5, "value_by_index": {"0": 0.5}}})
-        >>> found
-        {'forget_Q_A_Prob': {'agg_value': 0.5, 'value_by_index': {'0': {'prob': 0.5}}}}
-    """
-    found = {}
-    for name, measure in result.items():
-        if measure.get("agg_value") is None:
-            continue
-        theirs, key = _THEIRS.get(name, (name, "score"))
-        rows = {index: {key: value} for index, value in measure.get("value_by_index", {}).items()}
-        for index, log_s in measure.get("log_ratio_by_index", {}).items():
-            # The logarithm comes along because the ratio itself may overflow.
-            rows[index] = {key: float(np.exp(min(-log_s, 700.0))), "log_ratio": log_s}
-        found[theirs] = {"agg_value": measure["agg_value"], "value_by_index": rows}
-    return found
-
-
 def _load(path: Path, column: str) -> Any:
     """The decoded file; of several models, the one asked for."""
     if not path.is_file():
@@ -155,20 +124,32 @@ def _measures(content: Any, path: Path) -> Result:
 
 
 def _is_theirs(measures: Result) -> bool:
-    """OpenUnlearning keeps a dictionary for each example, we a number."""
-    return any(isinstance(row, dict) for m in measures.values() for row in (m.get("value_by_index") or {}).values())
+    """OpenUnlearning keeps a dictionary for each example, and for each side of an attack; we keep numbers."""
+    rows = [row for m in measures.values() for row in (m.get("value_by_index") or {}).values()]
+    return any(isinstance(row, dict) for row in rows) or any(
+        isinstance(m.get("forget"), dict) for m in measures.values()
+    )
 
 
 def _ours(measures: Mapping[str, Any]) -> Log:
     values = {name: _column(m.get("value_by_index")) for name, m in measures.items()}
     ratio = _column(measures.get("forget_truth_ratio", {}).get("log_ratio_by_index"))
-    return _log("jaxunlearn", values, {name: m["agg_value"] for name, m in measures.items()}, ratio)
+    log = _log("jaxunlearn", values, {name: m["agg_value"] for name, m in measures.items()}, ratio)
+    return log._replace(tokens={name: row for name, row in _tokens(measures) if len(row) == len(values.get(name, ()))})
+
+
+def _tokens(measures: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for part in PARTS:
+        row = _column(measures.get(f"{part}_nll", {}).get("tokens_by_index"))
+        yield from ((f"{part}_{name}", row) for name in ("nll", "kl", "total_variation") if row.size)
 
 
 def _open_unlearning(measures: Mapping[str, Any]) -> Log:
     values, aggregates, ratio = {}, {}, np.zeros(0)
     # Its versions differ in the case of some names.
-    ours = {theirs.lower(): (name, key) for name, (theirs, key) in _THEIRS.items()}
+    ours = {theirs.lower(): (name, key) for name, (theirs, key) in THEIRS.items()}
+    if OF_MUSE in {name.lower() for name in measures}:
+        ours["mia_min_k"] = ("muse_min_k_auc", "score")
     for theirs, measure in measures.items():
         name, key = ours.get(theirs.lower(), (theirs, "score"))
         rows = {index: _entry(row, key) for index, row in (measure.get("value_by_index") or {}).items()}

@@ -15,10 +15,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxunlearn.data import Encoded, Record, Template, encode
+from jaxunlearn.data import DataError, Encoded, Record, Template, encode
 from jaxunlearn.evals.prompts import without_end
 
 Style = Literal["answers", "letters"]
+_UNLIMITED = 2**31 - 1
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -30,12 +31,14 @@ class Choices(NamedTuple):
         counts: number of choices of each question.
         answers: index of the right choice of each.
         tasks: what each belongs to.
+        cut: how many questions lost their beginning because they pass the model's context.
     """
 
     encoded: list[Encoded]
     counts: list[int]
     answers: list[int]
     tasks: list[str]
+    cut: int = 0
 
 
 def choices(
@@ -45,6 +48,7 @@ def choices(
     style: Style = "answers",
     template: Template | None = None,
     max_length: int,
+    truncate: bool = False,
 ) -> Choices:
     """Encodes questions of the schema `question, choices, answer` and, if it is there, `task` or `subject`.
 
@@ -54,18 +58,29 @@ def choices(
         style: score the choices themselves, or the letters that stand before them in the question.
         template: how questions and answers are written.
         max_length: the model's context, tokens.
+        truncate: cut the beginning of longer questions, by as much as the longest choice asks for and for all choices
+            alike, instead of refusing them.
+
+    Errors:
+        DataError: questions that do not fit; with `truncate`, choices that do not fit by themselves.
     """
     records = [
         Record("question", _asked(row, style), text, file="choices", line=number, where=f"question {number}")
         for number, row in enumerate(rows, start=1)
         for text in (row["choices"] if style == "answers" else LETTERS[: len(row["choices"])])
     ]
-    encoded = [without_end(one) for one in encode(records, tokenizer, max_length=max_length, template=template)]
+    limit = _UNLIMITED if truncate else max_length
+    encoded = [without_end(one) for one in encode(records, tokenizer, max_length=limit, template=template)]
+    counts = [len(row["choices"]) for row in rows]
+    questions = [encoded[end - count : end] for count, end in zip(counts, np.cumsum(counts), strict=True)]
+    excess = [max(len(one.tokens) for one in question) - max_length for question in questions]
+    fitting = [_later(question, over, tokenizer) for question, over in zip(questions, excess, strict=True)]
     return Choices(
-        encoded,
-        [len(row["choices"]) for row in rows],
+        [one for question in fitting for one in question],
+        counts,
         [int(row["answer"]) for row in rows],
         [str(row.get("task") or row.get("subject") or "all") for row in rows],
+        sum(over > 0 for over in excess),
     )
 
 
@@ -106,6 +121,23 @@ def by_task(values: Float[np.ndarray, " N"], tasks: Sequence[str]) -> dict[str, 
     found = {name: values[names == name] for name in sorted(set(tasks))}
     means = {name: float(np.mean(part)) if np.isfinite(part).all() else None for name, part in found.items()}
     return {name: {"mean": means[name], "n": len(part)} for name, part in found.items()}
+
+
+def _later(question: Sequence[Encoded], over: int, tokenizer: Any) -> Sequence[Encoded]:
+    """The choices of a question without its first `over` tokens, those after a begin token."""
+    if over <= 0:
+        return question
+    first = int(question[0].tokens[0] == tokenizer.bos_token_id)
+    if any(np.flatnonzero(one.loss_mask)[0] <= first + over for one in question):
+        where = question[0].record.where
+        raise DataError(
+            f"{where}: a choice does not fit in the model's context even by itself. Leave the question out."
+        )
+    kept = [np.r_[0:first, first + over : len(one.tokens)] for one in question]
+    return [
+        one._replace(tokens=one.tokens[at], loss_mask=one.loss_mask[at], offsets=one.offsets[at])
+        for one, at in zip(question, kept, strict=True)
+    ]
 
 
 def _asked(row: Mapping[str, Any], style: Style) -> str:

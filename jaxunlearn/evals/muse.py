@@ -17,6 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float
 
+from jaxunlearn.evals.bootstrap import CONFIDENCE, RESAMPLES, Interval
+from jaxunlearn.evals.privacy import auc_draws
+
 VERBMEM_TOKENS = 128
 KNOWMEM_TOKENS = 32
 MIN_K = 0.4
@@ -85,3 +88,36 @@ def privleak_open_unlearning(auc: float, auc_retrained: float) -> float:
         (-100.0, 50.0)
     """
     return privleak_muse(1.0 - auc, 1.0 - auc_retrained)
+
+
+def privleak_interval(
+    scores: tuple[Float[np.ndarray, " N"], Float[np.ndarray, " M"]],
+    retrained: tuple[Float[np.ndarray, " N"], Float[np.ndarray, " M"]],
+    *,
+    seed: int = 0,
+) -> Interval:
+    """Bootstrap interval of PrivLeak, the same in both forms: texts are drawn, and asked of both models alike.
+
+    Args:
+        scores: of forget and of holdout texts under the model, higher ones saying member.
+        retrained: the same under the retrained model.
+        seed: of the draws.
+
+    Returns:
+        `(low, high)`, percent; not finite where too many draws have a retrained AUC of 1, relative to which nothing is.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> unseen = rng.normal(size=40), rng.normal(size=40)
+        >>> privleak_interval(unseen, unseen)
+        (0.0, 0.0)
+        >>> low, high = privleak_interval((unseen[0] + 9, unseen[1]), unseen)
+        >>> low == high == -100.0  # all of forget above all of holdout, in every draw
+        True
+    """
+    ours, theirs = (auc_draws(*sides, RESAMPLES, np.random.default_rng(seed))[1] for sides in (scores, retrained))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = np.where(ours == theirs, 0.0, (theirs - ours) / (1.0 - theirs) * 100.0)
+        tail = (1 - CONFIDENCE) / 2
+        low, high = np.quantile(draws, [tail, 1 - tail])
+    return float(low), float(high)

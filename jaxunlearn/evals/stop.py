@@ -21,8 +21,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from jaxunlearn.evals.catalogue import METRICS
-from jaxunlearn.evals.result import Result, why_missing
+from jaxunlearn.evals.result import Measure, Result, why_missing
 
 ELSEWHERE = ("retrained", "before", "unseen")
 NAMED = {
@@ -81,6 +83,36 @@ def resolve(rule: Rule, known: Mapping[str, Result]) -> Rule:
         condition._replace(bound=_value(condition, known)) if isinstance(condition.bound, str) else condition
         for condition in rule
     )
+
+
+def of_first(result: Result, records: int) -> Result:
+    """The result as if only the first so many records had been measured, as a look inside a run does.
+
+    A bound taken from more records than the looks see would compare different questions. What is no mean of its values
+    (a perplexity, an AUC) and was measured on more records has no value then, and says so.
+
+    Example:
+        >>> measure = {"agg_value": 2.5, "n": 2, "value_by_index": {"0": 1.0, "1": 4.0}}
+        >>> of_first({"muse_knowmem_forget": measure}, 1)["muse_knowmem_forget"]["agg_value"]
+        1.0
+    """
+    return {name: _of_first(measure, records) for name, measure in result.items()}
+
+
+def _of_first(measure: Measure, records: int) -> Measure:
+    columns = (measure.get("value_by_index") or {}, measure.get("tokens_by_index") or {})
+    if why_missing(measure) is not None or all(int(index) < records for index in columns[0]):
+        return measure
+    rows = [(int(i), value, columns[1].get(i, 1.0)) for i, value in columns[0].items()]
+    index, values, weights = (np.array(column) for column in zip(*rows, strict=True))
+    seen = index < records
+    if np.isclose(np.average(values, weights=weights), measure["agg_value"], rtol=1e-6) and seen.any():
+        value = float(np.average(values[seen], weights=weights[seen]))
+        return measure | {"agg_value": value, "n": int(seen.sum())}
+    reason = (
+        f"it was measured on {len(values)} records, and looks see {records}: give --evaluate-limit {index.max() + 1}"
+    )
+    return measure | {"agg_value": None, "skipped": reason}
 
 
 def miss(rule: Rule, result: Result) -> float:

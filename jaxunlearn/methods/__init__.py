@@ -13,7 +13,7 @@ from jaxunlearn.methods.assistant import uld_assistant
 from jaxunlearn.methods.certified import CertifiedHead, Removal, TrainedHead
 from jaxunlearn.methods.cubic import cubic_newton
 from jaxunlearn.methods.dampening import ssd
-from jaxunlearn.methods.distribution import ce_u, inverted_hinge, max_entropy, undial
+from jaxunlearn.methods.distribution import ce_u, inverted_hinge, matching, max_entropy, undial
 from jaxunlearn.methods.eul import eul
 from jaxunlearn.methods.features import HeadExamples, head_examples, head_features
 from jaxunlearn.methods.fisher import fisher_forgetting, fisher_removal
@@ -73,6 +73,7 @@ __all__ = [
     "kfac_edit",
     "kfade",
     "located_modules",
+    "matching",
     "max_entropy",
     "memflex",
     "newton_removal",
@@ -152,6 +153,9 @@ CATALOGUE: dict[str, Entry] = {
         adversarial_label, "first order", "retain, stored top-k", "2 g", "Yao et al. 2024", ascends=False
     ),
     "undial": Entry(undial, "first order", "stored top-k", "1 g", "Dong et al. 2025", ascends=False),
+    "matching": Entry(
+        matching, "first order", "retain, entity names", "2 g", "Liu et al. 2024", ascends=False, steps=40
+    ),
     "max_entropy": Entry(
         max_entropy, "first order", "retain, refusals to retain", "3 g", "Yuan et al. 2025", ascends=False
     ),

@@ -1,7 +1,31 @@
 """Distribution recipes: change what the model says at the loss tokens of forget, as a distribution over tokens."""
 
 from jaxunlearn.methods.first_order import recipe
-from jaxunlearn.objectives import UNDIAL, CrossEntropyUnlearning, InvertedHinge, MaxEntropy, Term
+from jaxunlearn.objectives import (
+    UNDIAL,
+    CounterfactualKL,
+    CrossEntropyUnlearning,
+    Divergence,
+    InvertedHinge,
+    MaxEntropy,
+    Term,
+)
+
+
+@recipe()
+def matching(*, divergence: Divergence = "jeffreys") -> Term:
+    """The objective of `counterfactual_matching` under AdamW: its divergence from q on forget plus a retain term.
+
+    q is the original model's mean answer to the same prompts with the entity replaced by unseen ones. The objective has
+    a minimum where the model behaves as if it had never heard of the entity, and the run may stay there.
+
+    Args:
+        divergence: forward (`KL(q || p)`, as published), reverse (`KL(p || q)`) or jeffreys, their mean.
+
+    Reference: Liu et al., "Revisiting Who's Harry Potter: towards targeted unlearning from a causal intervention
+    perspective", EMNLP 2024; to charge both directions is ours.
+    """
+    return CounterfactualKL(divergence)
 
 
 @recipe(learning_rate=1e-4, retain="none")

@@ -4,6 +4,9 @@ The colours are few and named, since a page that shows the picture sets them ane
 """
 
 import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +44,27 @@ def sheet(down: int, across: int, size: tuple[float, float]) -> tuple["Figure", 
     return figure, axes
 
 
+@contextmanager
+def any_script() -> Iterator[None]:
+    """No warnings of glyphs: a model may be named in a script that matplotlib's own font lacks, and the letters of an
+    SVG are drawn by the reader's fonts."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        yield
+
+
 def deliver(figure: "Figure", path: str | Path | None, format: str) -> bytes:
     """The drawn figure as bytes, and as a new file when a path is given; its suffix then decides the format."""
     kind = Path(path).suffix.lstrip(".").lower() if path is not None else format
     if kind not in ("svg", "png"):
         raise ValueError(f"pictures are written as svg or png, not {kind!r}; give the file one of these suffixes")
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
     empty: dict[str, Any] = {"Date": None, "Creator": None, "Format": None, "Type": None} if kind == "svg" else {}
-    figure.savefig(buffer, format=kind, metadata=empty)
+    # Letters stay letters: they can be found, copied, and drawn in any script that the reader has a font for.
+    with any_script(), rc_context({"svg.fonttype": "none"}):
+        figure.savefig(buffer, format=kind, metadata=empty)
     content = buffer.getvalue()
     if path is not None:
         write_new(path, content)

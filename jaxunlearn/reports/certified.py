@@ -45,7 +45,7 @@ def _solve(c: Mapping[str, Any]) -> dict[str, str]:
     if c.get("status") is None:
         return {}
     status = Status(int(c["status"]))
-    rows = {"Solve": f"{status.name.lower().replace('_', ' ')} after {int(c['steps'])} products; {status.message}"}
+    rows = {"Solve": f"{int(c['steps'])} products; {status.message}"}
     for key, label in (
         ("relative_residual", "Relative residual of the solve"),
         ("damping", "Damping"),

@@ -106,9 +106,15 @@ def steps(run: Steps, stop: float | None = None) -> Figure | None:
     if not shown:
         return None
     titles = CURVES | {key: _title(key) for key in _watched(run)}
-    where = "" if stop is None else f" The dashed line is the loss at which the run was to stop, {stop:.3f}."
+    # A place that no run comes near, such as the 1e9 of recipes that take all their steps, would flatten the curve.
+    drawn = stop is not None and stop <= 2 * max(abs(step.get("forget_nll", 0.0)) for step in shown)
+    where = ""
+    if drawn:
+        where = f" The dashed line is the loss at which the run was to stop, {stop:.3f}."
+    elif stop is not None:
+        where = f" The run was to stop at a loss on forget of {stop:.4g}, far above what it came to."
     return Figure(
-        curves({"": shown}, titles=titles, targets=None if stop is None else {"forget_nll": stop}, target_label="stop"),
+        curves({"": shown}, titles=titles, targets={"forget_nll": stop} if drawn else None, target_label="stop"),
         "Step by step",
         "Measured on the batch of each step, before any evaluation." + where,
         f"From the first step to the last of {_ends(shown, titles)}.",

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from jaxunlearn.reports.canvas import any_script
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
@@ -53,7 +55,8 @@ def place_labels(
             zorder=4,
             parse_math=False,
         )
-        size = note.get_window_extent(renderer)
+        with any_script():
+            size = note.get_window_extent(renderer)
         best = None
         for distance in _DISTANCES:
             for angle in _DIRECTIONS:

@@ -1,5 +1,7 @@
 """`jaxunlearn attack`: the stress tests in one command, on the unlearned model and on those it is compared with."""
 
+from pathlib import Path
+
 from jaxunlearn import data, evals, models
 from jaxunlearn.data import Encoded, Record
 from jaxunlearn.data.canary_key import read_key
@@ -39,13 +41,15 @@ def attack(settings: Attack) -> dict[str, Result]:
     canaries = read_key(settings.canaries) if settings.canaries is not None else []
     folders = {"before": before(settings), "after": settings.model, "retrained": settings.reference_model}
     folders = {name: folder for name, folder in folders.items() if folder is not None}
+    beside = _beside(settings)
     if settings.dry_run:
         texts = [text for part in (sets.values() if cut else documents or ()) for text in part]
-        dry_run.attack(settings, folders, texts, chosen)
+        dry_run.attack(settings, folders | beside, texts, chosen)
         return {}
     mesh = settings.devices.make_mesh()
     with Reporter() as reporter:
         loaded = {name: models.load(folder, mesh=mesh) for name, folder in folders.items()}
+        general = {name: models.load(folder, mesh=mesh) for name, folder in beside.items()}
         results: dict[str, Result] = {}
         for name, (model, params) in loaded.items():
             target = Target(
@@ -57,6 +61,7 @@ def attack(settings: Attack) -> dict[str, Result]:
                 documents=documents,
                 reference=loaded.get("retrained"),
                 is_reference=name == "retrained",
+                **general,
                 canaries=canaries,
                 template=settings.text.template,
                 options={"batch_size": settings.batch_size, "mesh": mesh},
@@ -72,7 +77,7 @@ def attack(settings: Attack) -> dict[str, Result]:
                 )
         _tell(results, reporter)
         if settings.out is not None:
-            facts = provenance(folders, {name: getattr(settings, name) for name in SETS})
+            facts = provenance(folders, {name: getattr(settings, name) for name in (*SETS, "general_model")})
             evals.write_result(settings.out, {"command": "attack", **facts, "results": results})
             write_options(settings.out, "attack", settings)
             reporter.say(f"all numbers -> {settings.out}")
@@ -107,9 +112,26 @@ def _doses(settings: Attack, model: Model) -> Doses:
         candidates=settings.candidates,
         classifier=settings.classifier,
         normalisation=settings.normalisation,
+        features=settings.features,
         at_once=settings.gradients_at_once,
         seed=settings.seed,
     )
+
+
+def _beside(settings: Attack) -> dict[str, Path]:
+    """The folder of the general model, if there is one; a token must be the same to it."""
+    if settings.general_model is None:
+        return {}
+    if settings.normalisation == "none":
+        raise ValueError("--general-model is what probabilities are related to, and --normalisation none relates none")
+    folders = (models.resolve(one, weights=not settings.dry_run) for one in (settings.model, settings.general_model))
+    mine, other = (models.read_config(folder).vocab_size for folder in folders)
+    if mine != other:
+        raise ValueError(
+            f"--general-model {settings.general_model} has a vocabulary of {other} tokens and the model one of {mine}; "
+            "give a model with the same tokenizer"
+        )
+    return {"general": settings.general_model}
 
 
 def _check(settings: Attack) -> None:

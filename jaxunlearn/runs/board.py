@@ -26,7 +26,7 @@ def board(console: Console) -> Board:
     """An empty board that disappears at its end."""
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TimeRemainingColumn(elapsed_when_finished=True), TextColumn("left", style="dim"),
+        TimeRemainingColumn(), TextColumn("left", style="dim"),
     )  # fmt: skip
     return Board(*columns, console=console, transient=True)
 

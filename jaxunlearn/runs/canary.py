@@ -10,9 +10,8 @@ from jaxunlearn.data.canaries import CanaryTemplate
 from jaxunlearn.data.canary_key import Canary, key_rows, read_key
 from jaxunlearn.data.canary_key import insert as insert_among
 from jaxunlearn.evals import Measure, write_result
-from jaxunlearn.evals.attacks.canaries import canary_exposures
+from jaxunlearn.evals.attacks.canaries import canary_exposures, exposure_measure
 from jaxunlearn.evals.attacks.exposure import Exposure
-from jaxunlearn.evals.attacks.families import exposure_measure
 from jaxunlearn.files import new_file
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.evaluate import Counter

@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from jaxunlearn import evals
 from jaxunlearn.evals.against import ROUNDED, UNROUNDED, against
-from jaxunlearn.evals.logs import open_unlearning, read_log, read_result
+from jaxunlearn.evals.logs import read_log, read_result
+from jaxunlearn.evals.open_unlearning import open_unlearning
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Compare

@@ -24,7 +24,6 @@ from jaxunlearn.curvature.kronecker import (
     second_moments,
 )
 from jaxunlearn.data import Encoded, batches, filled, shapes_of, steps_per_epoch
-from jaxunlearn.files import write_new
 from jaxunlearn.runs import dry_run
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.inputs import reader
@@ -77,7 +76,6 @@ def store_curvature(settings: StoreCurvature) -> Path:
                     recipe, model, params, encoded,
                     batch_size=settings.batch_size, seed=settings.seed, mesh=mesh, advance=stage.advance,
                 )  # fmt: skip
-        curvature.save(settings.out, store)
         # What it belongs to, for a person and for the run that reads it.
         facts = {
             "weights": records.digest(models.resolve(settings.model)),
@@ -86,8 +84,8 @@ def store_curvature(settings: StoreCurvature) -> Path:
         }
         inputs = {"model": settings.model, **{f"data_{i}": path for i, path in enumerate(settings.data)}}
         text = records.record("curvature", settings, inputs, digests={"model": facts["weights"]}, **facts)
-        write_new(settings.out / records.FILE, text.encode())
-        write_new(settings.out / records.CONFIG, records.configuration("curvature", settings).encode())
+        beside = {records.FILE: text, records.CONFIG: records.configuration("curvature", settings)}
+        curvature.save(settings.out, store, beside=beside)
         size = sum(file.stat().st_size for file in settings.out.glob("*.safetensors"))
         reporter.say(f"{settings.kind} of {len(encoded)} records, {size / 2**20:.1f} MiB -> {settings.out}")
     return settings.out

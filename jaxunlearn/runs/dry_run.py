@@ -18,7 +18,7 @@ from jaxunlearn import losses
 from jaxunlearn.curvature import GaussNewton, Hessian
 from jaxunlearn.curvature.kronecker import Settings, kronecker_factors
 from jaxunlearn.data import Encoded, PackedRow, batches, shapes_of, steps_per_epoch
-from jaxunlearn.runs import scoring_budget
+from jaxunlearn.runs import coresets, scoring_budget, streamed_work
 from jaxunlearn.runs.budget import Form, choose, choose_training, method_in, problem_for, training_step
 from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.headers import Checkpoint
@@ -50,19 +50,25 @@ def unlearn(settings: Unlearn, ready: Prepared) -> None:
             rows["within"] = f"{settings.memory_budget} a device: {form}"
         problem = problem_for(settings, ready, found, mesh, form)
         width = problem.batch.forget.tokens.shape[1]
-        rows["method"] = (
-            f"{settings.method}: at most {steps} steps of {sizes[0]} forget"
-            + (f" and {sizes[1]} retain" if problem.batch.retain is not None else "")
-            + f" records, {width} tokens long"
-        )
-        rows["stops"] = _stops(settings, ready, prompts is not None, steps)
-        loops = _products(settings)
-        work = [
-            _asking(ready, 0 if prompts is None else settings.substitutes, found, mesh),
-            Work("a step", PROGRAMS["step"](problem, method_in(settings, form), loops), steps, loops),
-        ]
+        if settings.stream_retain:
+            _, kept = coresets.sizes(settings, len(ready.forget), len(ready.retain))
+            rows["method"] = streamed_work.told(settings, problem, kept)
+            work = [streamed_work.work_of(settings, problem, kept)]
+            state = streamed_work.saved(settings, problem)
+        else:
+            rows["method"] = (
+                f"{settings.method}: at most {steps} steps of {sizes[0]} forget"
+                + (f" and {sizes[1]} retain" if problem.batch.retain is not None else "")
+                + f" records, {width} tokens long"
+            )
+            rows["stops"] = _stops(settings, ready, prompts is not None, steps)
+            loops = _products(settings)
+            work = [
+                _asking(ready, 0 if prompts is None else settings.substitutes, found, mesh),
+                Work("a step", PROGRAMS["step"](problem, method_in(settings, form), loops), steps, loops),
+            ]
+            state = state_of(problem, ready.method)._replace(frozen=None)
         rows |= needs(work, mesh, reporter)
-        state = state_of(problem, ready.method)._replace(frozen=None)
         left = f"up to {size_text(size_of(state))} for checkpoints beside it" if _checkpoints(settings) else ""
         rows["disk"] = disk(settings.out, found.size, left)
 

@@ -82,7 +82,7 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
         results = {name: results[name] for name in folders if name in results}
         from jaxunlearn.reports import side_by_side
 
-        title = "Before, after and retrained" + (f", {settings.suite}" if settings.suite else "")
+        title = _listed(list(results)) + (f", {settings.suite}" if settings.suite else "")
         reporter.console.print(side_by_side(results, title=title))
         if settings.out is not None:
             sources = {name: getattr(settings, name) for name in ("forget", "retain", "holdout")}
@@ -141,6 +141,11 @@ class Counter:
     def __call__(self, done: int, total: int) -> None:
         self._stage.advance(done - self._done)
         self._done = done
+
+
+def _listed(names: list[str]) -> str:
+    text = " and ".join(", ".join(part) for part in (names[:-1], names[-1:]) if part)
+    return text[:1].upper() + text[1:]
 
 
 def _check(settings: Evaluate) -> None:

@@ -13,6 +13,7 @@ from jaxunlearn.unlearn import StepInfo
 
 STOPPED_BY = {
     "steps": "--steps",
+    "streamed": "--stream-retain, which takes one",
     "unseen": "the forget loss reaching that of unseen text",
     "goal": "--stop-when",
     "limit": "--keep-while",
@@ -49,9 +50,12 @@ def certificate_facts(info: StepInfo) -> dict[str, Any]:
 def card(settings: Unlearn, forgotten: int, kept: int, certificate: str, done: Forgotten) -> str:
     """The README.md of the output folder."""
     lines = "\n".join(f"- {line}" for line in certificate.splitlines())
+    few = settings.forget_coreset_size
+    taken = f" Steps were taken on {few} of the former, chosen by {settings.forget_coreset}." if few else ""
     return (
         f"# Unlearned model\n\nMade by jaxunlearn with `{settings.method}` (seed {settings.seed}, {len(done.history)} "
-        f"steps) from `{Path(settings.model).name}`: {forgotten} records forgotten, {kept} retain records given.\n\n"
+        f"steps) from `{Path(settings.model).name}`: {forgotten} records forgotten, {kept} retain records given.{taken}"
+        "\n\n"
         f"Certificate of the last step:\n\n{lines}\n\nSettings, input hashes and the history of every step are in "
         f"`{records.FILE}`. What unlearning does not promise: it is no proof that the text cannot be recovered by "
         "fine-tuning or other attacks.\n"

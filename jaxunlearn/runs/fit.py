@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from jaxunlearn import losses, tree
+from jaxunlearn import losses, remainder, tree
 from jaxunlearn.accumulate import accumulate
 from jaxunlearn.data import Encoded, PackedRow, batches, shapes_of, steps_per_epoch
 from jaxunlearn.runs.checkpoint import Checkpoints
@@ -133,8 +133,9 @@ def _optimizer(learning_rate: float, weight_decay: float, warmup: int, total: in
 
 
 def initial(params: Params, learning_rate: float, weight_decay: float, warmup: int, total: int) -> tuple:
-    """The state before the first step: parameters, and the moments of AdamW."""
-    return params, _optimizer(learning_rate, weight_decay, warmup, total).init(params)
+    """The state before the first step: parameters, what rounding leaves of them, and the moments of AdamW in f32."""
+    moments = _optimizer(learning_rate, weight_decay, warmup, total).init(tree.to_vector(params))
+    return params, remainder.start(params), moments
 
 
 @lru_cache(maxsize=8)
@@ -145,15 +146,16 @@ def program(
     optimizer = _optimizer(learning_rate, weight_decay, warmup, total)
 
     def step(state: tuple, batch: TokenBatch) -> tuple:
-        params, opt_state = state
+        params, rest, opt_state = state
 
         def part(some: TokenBatch) -> tuple[PyTree, tuple[Array, Array]]:
             sums, grads = jax.value_and_grad(partial(losses.nll, model), has_aux=True)(params, some)
             return tree.to_vector(grads), sums
 
         grads, sums = accumulate(part, batch, microbatch)
-        grads = tree.cast_like(tree.scale(1.0 / jnp.where(sums[1] > 0, sums[1], 1.0), grads), params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (shard_like(optax.apply_updates(params, updates), params), opt_state), sums
+        grads = tree.scale(1.0 / jnp.where(sums[1] > 0, sums[1], 1.0), grads)
+        updates, opt_state = optimizer.update(grads, opt_state, tree.to_vector(params))
+        after, rest = remainder.apply_updates(params, rest, updates)
+        return (shard_like(after, params), rest, opt_state), sums
 
     return jax.jit(step, donate_argnums=0)

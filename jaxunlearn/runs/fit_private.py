@@ -14,13 +14,13 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, UInt32
 
+from jaxunlearn import remainder, tree
 from jaxunlearn.accounting import SampledGaussian
 from jaxunlearn.data import Encoded, poisson_batches, shapes_of
 from jaxunlearn.private import private_gradient, record_nll
 from jaxunlearn.runs.checkpoint import Checkpoints
 from jaxunlearn.runs.fit import Fitted, mean_nll, schedule
 from jaxunlearn.sharding.regions import replicate_rest
-from jaxunlearn.tree import cast_like, shard_like
 from jaxunlearn.types import Model, Params, TokenBatch
 
 
@@ -76,7 +76,8 @@ def fit_private(
     warmup = min(warmup, mechanism.steps - 1)
     rule = (learning_rate, weight_decay, warmup, mechanism.steps)
     step = _step(model, rule, clip_norm, mechanism.noise_multiplier, mechanism.expected, microbatch)
-    state = replicate_rest((params, _optimizer(*rule).init(params)), params)
+    moments = _optimizer(*rule).init(tree.to_vector(params))
+    state = replicate_rest((params, remainder.start(params), moments), params)
     every = report_every or mechanism.steps
     history: list[float] = []
     done = 0
@@ -127,7 +128,7 @@ def _step(model: Model, rule: tuple, clip_norm: float, noise_multiplier: float, 
     optimizer, values = _optimizer(*rule), record_nll(model)
 
     def step(state: tuple, batch: TokenBatch, key: Array) -> tuple:
-        params, opt_state = state
+        params, rest, opt_state = state
         gradient, _ = private_gradient(
             values,
             params,
@@ -138,7 +139,8 @@ def _step(model: Model, rule: tuple, clip_norm: float, noise_multiplier: float, 
             expected=expected,
             microbatch=microbatch,
         )
-        updates, opt_state = optimizer.update(cast_like(gradient, params), opt_state, params)
-        return shard_like(optax.apply_updates(params, updates), params), opt_state
+        updates, opt_state = optimizer.update(gradient, opt_state, tree.to_vector(params))
+        after, rest = remainder.apply_updates(params, rest, updates)
+        return tree.shard_like(after, params), rest, opt_state
 
     return jax.jit(step, donate_argnums=0)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
+from jaxunlearn import remainder
 from jaxunlearn.curvature import load
 from jaxunlearn.curvature.subset import Select
 from jaxunlearn.data import Encoded, PairStep, pair
@@ -27,7 +28,7 @@ class Forgotten(NamedTuple):
         info: of the step that gave the parameters, with its certificate.
         history: one dictionary of numbers a step.
         stopped: why the run ended: "steps", "unseen" (the forget loss reached that of unseen text), "goal" or "limit"
-            (of a watch).
+            (of a watch), "streamed" (`runs.forget_streamed` takes one step).
         products: operator products spent by the solver.
         kept: steps after which the returned parameters were those of the model.
     """
@@ -150,7 +151,8 @@ def forget(
                 f"no look after any of {len(history)} steps was better than the model before unlearning, so nothing is "
                 "kept; take smaller steps, look more often (--evaluate-every), or loosen the rules"
             )
-        kept, info, state = watch.kept, best, state._replace(params=watch.best_params(state.params))
+        params = watch.best_params(state.params)
+        kept, info, state = watch.kept, best, state._replace(params=params, remainder=remainder.start(params))
     products = sum(int(facts.get("products", 0)) for facts in history)
     return Forgotten(state, info, history, stopped, products, kept)
 

@@ -90,6 +90,7 @@ def plan(settings: Plan) -> list[Estimate]:
         )
     method = make_method(settings.method, settings.option)
     topology = parse_topology(settings.topology)
+    devices_of(topology)  # first of all: the compiler for TPUs complains when JAX loads it unprepared
     found: list[Estimate] = []
     with Reporter() as reporter:
         for name in settings.program or tuple(PROGRAMS):

@@ -7,7 +7,7 @@ from jaxunlearn import data, models
 from jaxunlearn.files import require_room
 from jaxunlearn.methods import CATALOGUE, Entry, Method
 from jaxunlearn.models.saving import byte_size
-from jaxunlearn.runs import alternatives, requests, trainable, watch
+from jaxunlearn.runs import alternatives, coresets, forget_streamed, requests, trainable, watch
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.alternatives import Alternatives
 from jaxunlearn.runs.inputs import Reader, reader
@@ -55,6 +55,7 @@ def prepare(settings: Unlearn) -> Prepared:
     records.refuse_existing(settings.out)
     _check_numbers(settings)
     method = make_method(settings.method, settings.option)
+    forget_streamed.check(settings)
     if settings.retain is None and method.retain:
         raise ValueError(_no_retain(settings))
     folder = models.resolve(settings.model, weights=not settings.dry_run)
@@ -90,7 +91,8 @@ def prompts_of(settings: Unlearn, ready: Prepared, reporter: Reporter) -> data.C
         ValueError: the method matches them, and no record has a name to replace.
     """
     matches = "counterfactual_top" in ready.method.needs
-    wanted = ready.entry.ascends and settings.stop_at_nll is None and not settings.holdout
+    stops = ready.entry.ascends and not settings.stream_retain
+    wanted = stops and settings.stop_at_nll is None and not settings.holdout
     if not (matches or wanted):
         return None
     found = substitute(
@@ -112,8 +114,7 @@ def prompts_of(settings: Unlearn, ready: Prepared, reporter: Reporter) -> data.C
 def batch_sizes(settings: Unlearn, forget: int, retain: int) -> tuple[int, int]:
     """Forget and retain records of a step, where there are so many in all."""
     entry = CATALOGUE[settings.method]
-    if settings.retain_coreset_size is not None:
-        retain = min(retain, settings.retain_coreset_size)
+    forget, retain = coresets.sizes(settings, forget, retain)
     return min(settings.batch_size or entry.batch_size, forget), min(settings.retain_size or entry.retain_size, retain)
 
 
@@ -144,9 +145,9 @@ def _check_numbers(settings: Unlearn) -> None:
     byte_size(settings.max_shard_size)
     if settings.memory_budget is not None:
         byte_size(settings.memory_budget, "--memory-budget")
-    if (settings.retain_coreset is None) != (settings.retain_coreset_size is None):
-        raise ValueError("--retain-coreset and --retain-coreset-size go together: give both, or neither")
-    for name in ("steps", "batch_size", "retain_size", "substitutes", "top_k", "retain_coreset_size"):
+    coresets.check(settings)
+    numbers = ("steps", "batch_size", "retain_size", "substitutes", "top_k", "forget_coreset_size")
+    for name in (*numbers, "retain_coreset_size"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")

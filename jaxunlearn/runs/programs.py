@@ -187,7 +187,7 @@ def _product(recipe: Any) -> Callable[[Problem, methods.Method, int], Program]:
         def product(params, frozen, batch, v):
             return recipe(problem.over(frozen), params, batch)(v)
 
-        return product, (problem.params, problem.frozen, problem.batch.forget, _vector(problem)), ()
+        return product, (problem.params, problem.frozen, problem.batch.forget, vector_of(problem)), ()
 
     return program
 
@@ -197,7 +197,7 @@ def _solve(problem: Problem, method: methods.Method, cg_steps: int) -> Program:
         A = GaussNewton()(problem.over(frozen), params, batch).damped(0.1)
         return CG(cg_steps, rtol=0.0)(A, b)
 
-    return solve, (problem.params, problem.frozen, problem.batch.forget, _vector(problem)), ()
+    return solve, (problem.params, problem.frozen, problem.batch.forget, vector_of(problem)), ()
 
 
 def _factors(problem: Problem, method: methods.Method, cg_steps: int) -> Program:
@@ -224,7 +224,7 @@ PROGRAMS: dict[str, Callable[[Problem, methods.Method, int], Program]] = {
 }
 
 
-def _vector(problem: Problem) -> Any:
+def vector_of(problem: Problem) -> Any:
     """A solver vector: f32, laid out like the parameters."""
     return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, jnp.float32, sharding=p.sharding), problem.params)
 

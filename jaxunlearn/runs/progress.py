@@ -6,6 +6,7 @@ leaves its record; and the same numbers for TensorBoard or Weights & Biases, if 
 processes only the first shows and writes anything.
 """
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,19 @@ from jaxunlearn.runs.trackers import SHOWN_BY, JsonLines, Tracker, open_trackers
 
 SECONDS_BETWEEN_LINES = 10.0
 WIDTH_IN_A_PIPE = 170
+
+
+def _ours(text: str) -> str:
+    """The text with no markup but our own: a folder may be named `run[bold]`.
+
+    Example:
+        >>> _ours("[yellow]warning:[/yellow] wrote out[bold]")
+        '[yellow]warning:[/yellow] wrote out\\\\[bold]'
+    """
+    from rich.markup import escape
+
+    parts = re.split(r"(\[/?(?:green|yellow|red|dim)\])", text)
+    return "".join(part if index % 2 else escape(part) for index, part in enumerate(parts))
 
 
 class Stage:
@@ -117,8 +131,8 @@ class Reporter:
             tracker.log(stage, step, facts)
 
     def say(self, text: str) -> None:
-        """A line for the person watching."""
-        self.console.print(text, highlight=False)
+        """A line for the person watching. In a pipe it stays one line, however long."""
+        self.console.print(_ours(text), highlight=False, soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def stage(self, name: str, total: int, *, tokens: int = 0) -> Iterator[Stage]:

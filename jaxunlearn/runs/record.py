@@ -96,13 +96,18 @@ def record(
     known = digests or {}
     content = {
         "command": command,
-        "arguments": sys.argv[1:] if Path(sys.argv[0]).name.startswith("jaxunlearn") else None,
+        "arguments": sys.argv[1:] if _is_ours(Path(sys.argv[0])) else None,
         "settings": asdict(settings) if is_dataclass(settings) else settings,
         "inputs": _named(inputs, known),
         "environment": environment(),
         **facts,
     }
     return json.dumps(content, indent=2, default=_plain) + "\n"
+
+
+def _is_ours(program: Path) -> bool:
+    """Whether this program is the command line, as `jaxunlearn` or as `python -m jaxunlearn`."""
+    return program.name.startswith("jaxunlearn") or program.parts[-2:] == ("jaxunlearn", "__main__.py")
 
 
 def provenance(

@@ -20,6 +20,7 @@ UNKNOWN = "not measured"
 _ROLES = {"evaluate": "evaluation", "demo": "evaluation", "attack": "stress tests"}
 _ENDED = {
     "steps": "after the steps that it was given",
+    "streamed": "after the one step that --stream-retain takes",
     "unseen": "when the loss on the records to be forgotten reached that of unseen text",
     "goal": "by a rule of --stop-when",
     "limit": "by a rule of --keep-while",

@@ -105,8 +105,8 @@ def spectrum(settings: Settings) -> Path:
                 places = [
                     [folder / f"{name}.{suffix}" for suffix in ("svg", "png")] for name in ("spectrum", "damping")
                 ]
-                spectrum_picture(list(panels.values()), *places[0], title=f"Spectrum of the {named} of {of}")
-                title = f"A Newton step of {of} in the {named} of retain, by damping"
+                spectrum_picture(list(panels.values()), *places[0], title=f"Spectrum of the {named} of “{of}”")
+                title = f"A Newton step of “{of}” in the {named} of retain, by damping"
                 damping_picture(curves, *places[1], title=title)
         reporter.say(f"pictures and numbers -> {settings.out}")
     return settings.out

@@ -7,7 +7,8 @@ the host walks through (`curvature.streamed`): the step of `methods.newton_remov
 positive semidefinite sibling, whose solve passes over the whole retain set once a product. On a large set that takes
 hours. The solver is driven from the host (`solvers.solve_on_host`), and between two products its state is all there is:
 with `checkpoints` it is saved there with g, and another process goes on inside the solve. On the same mesh the step is
-then the same to the bit, because the same programs run on the same numbers.
+then the same to the bit, because the same programs run on the same numbers. `jaxunlearn unlearn --stream-retain` takes
+such a step (`runs.forget_streamed`).
 
 Source: Guo et al., "Certified data removal from machine learning models", ICML 2020, arXiv:1911.03030; conjugate
 gradients on such products: Martens, "Deep learning via Hessian-free optimization", ICML 2010.
@@ -19,11 +20,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxunlearn import losses, tree
-from jaxunlearn.curvature import Hessian, streamed, streamed_product
+from jaxunlearn.accumulate import accumulate
+from jaxunlearn.curvature import Hessian, over_chosen, streamed, streamed_product
 from jaxunlearn.curvature.streamed import Additive, Batches
 from jaxunlearn.runs.checkpoint import Checkpoints
 from jaxunlearn.solvers import CG, SolveInfo, fingerprint, solve_on_host
@@ -71,6 +72,7 @@ def streamed_newton(
             solve; it says what differs.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> from jaxunlearn.types import LabelledBatch
         >>> model = Model(logits=lambda w, x: x @ w)
         >>> x = jax.random.normal(jax.random.key(0), (40, 4))
@@ -82,11 +84,40 @@ def streamed_newton(
         >>> after > before
         True
     """
+    x, info = streamed_solve(
+        model, params, forget, retain,
+        curvature=curvature, solver=solver, damping=damping, checkpoints=checkpoints, advance=advance,
+    )  # fmt: skip
+    return step_along(params, tree.scale(step_size, x)), info
+
+
+def streamed_solve(
+    model: Model,
+    params: Params,
+    forget: Batches,
+    retain: Batches,
+    *,
+    frozen: Params | None = None,
+    curvature: Additive | None = None,
+    solver: Any = None,
+    damping: float = 1e-2,
+    microbatch: int | None = None,
+    checkpoints: Checkpoints | None = None,
+    advance: Callable[..., None] | None = None,
+) -> tuple[PyTree, SolveInfo]:
+    """The solve of such a step, `x = (A + damping I)^-1 g`, and how it went; the caller decides how far to go along x.
+
+    Args:
+        model, params, forget, retain, curvature, solver, damping, checkpoints, advance: as `streamed_newton` takes
+            them, and its errors.
+        frozen: the other parameters, where `params` are those that `curvature.partition` chose.
+        microbatch: examples of a forget batch at a time.
+    """
     if not damping >= 0:
         raise ValueError(f"damping={damping}: a negative damping makes the metric indefinite; use 0 or more")
     curvature = Hessian() if curvature is None else curvature
     solver = CG() if solver is None else solver
-    A = streamed(curvature, model, params, retain).damped(damping)
+    A = streamed(curvature, model, params, retain, frozen).damped(damping)
     state, rhs = None, None
     problem = {}
     if checkpoints is not None:
@@ -98,7 +129,8 @@ def streamed_newton(
             if advance is not None:
                 advance(found.step)
     if rhs is None:
-        rhs = streamed_product(_Gradient(model), params, forget)(tree.zeros_like(params))
+        gradient = streamed_product(Gradient(model, microbatch), params, forget, frozen)
+        rhs = gradient(tree.zeros_like(params))
 
     def stepped(state: Any) -> None:
         steps = int(state.steps)
@@ -107,8 +139,7 @@ def streamed_newton(
         if checkpoints is not None:
             checkpoints.after(steps, lambda: (Solving(state, rhs), {"problem": problem}))
 
-    x, info = solve_on_host(solver, A, rhs, state=state, callback=stepped)
-    return _step(params, x, jnp.float32(step_size)), info
+    return solve_on_host(solver, A, rhs, state=state, callback=stepped)
 
 
 def _like(solver: Any, params: Params, facts: dict[str, Any], problem: dict[str, str]) -> Solving:
@@ -120,17 +151,24 @@ def _like(solver: Any, params: Params, facts: dict[str, Any], problem: dict[str,
 
 
 @dataclass(frozen=True)
-class _Gradient:
+class Gradient:
     """Gradient of the summed NLL of a batch, and its loss tokens; the vector it is given plays no part."""
 
     model: Model
+    microbatch: int | None = None
 
-    def __call__(self, params: Params, batch: Batch, v: PyTree) -> tuple[PyTree, Array]:
-        gradient, count = jax.grad(partial(losses.nll, self.model), has_aux=True)(params, batch)
-        return gradient, count
+    def __call__(self, params: Params, batch: Batch, v: PyTree, frozen: Params | None) -> tuple[PyTree, Array]:
+        model = self.model if frozen is None else over_chosen(self.model, frozen)
+
+        def sums(rows: Batch) -> tuple[PyTree, Array]:
+            gradient, count = jax.grad(partial(losses.nll, model), has_aux=True)(params, rows)
+            return tree.to_vector(gradient), count
+
+        return accumulate(sums, batch, self.microbatch)
 
 
 @jax.jit
-def _step(params: Params, x: PyTree, step_size: Array) -> Params:
-    moved = jax.tree.map(lambda a, b: (a.astype(b.dtype) + step_size * b).astype(a.dtype), params, x)
+def step_along(params: Params, update: PyTree) -> Params:
+    """`params + update`, added in f32, in the dtypes and the layout of `params`."""
+    moved = jax.tree.map(lambda a, b: (a.astype(b.dtype) + b).astype(a.dtype), params, update)
     return tree.shard_like(moved, params)

@@ -1,27 +1,24 @@
 """`jaxunlearn unlearn`: a checkpoint folder and two record files to a model that has forgotten, and the evidence."""
 
 import time
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import jax
-
-from jaxunlearn import data, evals, models
+from jaxunlearn import data, models
 from jaxunlearn.certificate import describe
-from jaxunlearn.runs import alternatives, budget, dry_run, evidence, requests, trainable, watch
+from jaxunlearn.runs import alternatives, budget, coresets, dry_run, evidence, requests, trainable, watch
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.budget import Form
 from jaxunlearn.runs.curvature import warn_if_moved
 from jaxunlearn.runs.fit import mean_nll
 from jaxunlearn.runs.forget import forget
+from jaxunlearn.runs.forget_streamed import forget_streamed
 from jaxunlearn.runs.prepared import batch_sizes, prepare, prompts_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.references import Stored, store
 from jaxunlearn.runs.settings import Unlearn
 from jaxunlearn.runs.trackers import HISTORY
 from jaxunlearn.runs.work import Work, finished
-from jaxunlearn.types import Model, Params
 
 
 def unlearn(settings: Unlearn) -> Path:
@@ -62,24 +59,27 @@ def unlearn(settings: Unlearn) -> Path:
             head_rows=form.head_rows,
             freeze_bits=settings.trainable.freeze_bits,
         )
+        few = coresets.Records(forget_set, retain_set, others, prompts)
+        for half in coresets.HALVES:
+            find = partial(coresets.choose, settings, half, model, params, few, mesh)
+            rows = work.keep(f"coreset-{half}", find)
+            if rows is not None:
+                by = getattr(settings, f"{half}_coreset")
+                reporter.say(f"{len(rows)} of {len(getattr(few, half))} {half} records chosen by {by}")
+                few = coresets.taken(few, half, rows)
+        forget_set, retain_set, others, prompts = few
         if method.alternative == "sampled":
             sample = partial(alternatives.sampled, max_length=reads.max_length, seed=settings.seed)
             asked = (model, params, forget_set, reads.tokenizer)
             answers = work.keep("answers", lambda: alternatives.plain(sample(*asked)))
             others = others._replace(forget=alternatives.encoded(answers, forget_set))
-        rows = work.keep("coreset", lambda: coreset(settings, model, params, retain_set, mesh))
-        if rows is not None:
-            reporter.say(f"{len(rows)} of {len(retain_set)} retain records chosen by {settings.retain_coreset}")
-            retain_set = [retain_set[row] for row in rows]
-            if others.retain is not None:
-                others = others._replace(retain=[others.retain[row] for row in rows])
         with reporter.stage("asking the original model", len(forget_set)) as stage:
             ask = partial(store, prompts=prompts, alternatives=others, top_k=settings.top_k, mesh=mesh)
             asked = (method, model, params, forget_set, retain_set)
             said = work.keep("references", lambda: ask(*asked, advance=stage.advance).plain())
             stored = Stored.of(said, others)
         stop = settings.stop_at_nll
-        if stop is None and entry.ascends:
+        if stop is None and entry.ascends and not settings.stream_retain:
             stop = stored.unseen_nll
             if holdout:
                 stop = work.keep("holdout", lambda: mean_nll(model, params, holdout, mesh=mesh))
@@ -98,23 +98,27 @@ def unlearn(settings: Unlearn) -> Path:
                 reporter.say("rule: " + " and ".join(map(str, rule)))
         steps = entry.steps if settings.steps is None else settings.steps
         sizes = batch_sizes(settings, len(forget_set), len(retain_set))
-        sets = zip(sizes, (forget_set, retain_set), strict=True)
-        tokens = sum(size * data.shapes_of(some)[0] for size, some in sets)
-        staged = reporter.stage(settings.method, steps, tokens=tokens)
-        with staged as stage, work.checkpoints(reporter.say) as checkpoints:
-            done = forget(
-                method, chosen.model, chosen.params, forget_set, retain_set, stored,
-                steps=steps,
-                batch_size=settings.batch_size or entry.batch_size,
-                retain_size=settings.retain_size or entry.retain_size,
-                stop_at_nll=stop,
-                seed=settings.seed,
-                mesh=mesh,
-                trainable=chosen.select,
-                watch=watching,
-                advance=stage.advance,
-                checkpoints=checkpoints,
-            )  # fmt: skip
+        if settings.stream_retain:
+            how = {"mesh": mesh, "reporter": reporter, "work": work}
+            done = forget_streamed(settings, chosen, forget_set, retain_set, sizes, **how)
+        else:
+            sets = zip(sizes, (forget_set, retain_set), strict=True)
+            tokens = sum(size * data.shapes_of(some)[0] for size, some in sets)
+            staged = reporter.stage(settings.method, steps, tokens=tokens)
+            with staged as stage, work.checkpoints(reporter.say) as checkpoints:
+                done = forget(
+                    method, chosen.model, chosen.params, forget_set, retain_set, stored,
+                    steps=steps,
+                    batch_size=settings.batch_size or entry.batch_size,
+                    retain_size=settings.retain_size or entry.retain_size,
+                    stop_at_nll=stop,
+                    seed=settings.seed,
+                    mesh=mesh,
+                    trainable=chosen.select,
+                    watch=watching,
+                    advance=stage.advance,
+                    checkpoints=checkpoints,
+                )  # fmt: skip
         certificate = describe(done.info.certificate, done.info.curvature, done.info.noise)
         reporter.say(certificate)
         skipped = sum(not step["applied"] for step in done.history)
@@ -155,7 +159,7 @@ def unlearn(settings: Unlearn) -> Path:
                 "unlearn", settings, inputs, digests={"model": before}, weights=weights, requests=lines, **facts
             )
 
-        card = evidence.card(settings, len(forget_set), len(retain_set), certificate, done)
+        card = evidence.card(settings, len(ready.forget), len(retain_set), certificate, done)
         extra = {
             records.FILE: content,
             records.CONFIG: records.configuration("unlearn", settings),
@@ -170,16 +174,6 @@ def unlearn(settings: Unlearn) -> Path:
             f"{len(done.history)} steps, stopped by {evidence.STOPPED_BY[done.stopped]}{kept} -> {settings.out}"
         )
     return settings.out
-
-
-def coreset(
-    settings: Unlearn, model: Model, params: Params, retain: Sequence[data.Encoded], mesh: jax.sharding.Mesh | None
-) -> list[int] | None:
-    """Which retain records the run sees; None for all."""
-    name, size = settings.retain_coreset, settings.retain_coreset_size
-    if name is None or size is None or size >= len(retain):
-        return None
-    return evals.coreset(name, model, params, retain, size, seed=settings.seed, mesh=mesh)
 
 
 def _why_stop(stop: float | None, from_holdout: bool) -> str:

@@ -17,7 +17,7 @@ from jaxunlearn import data, evals, models
 from jaxunlearn.data import Encoded
 from jaxunlearn.evals import Result, Run, Suite
 from jaxunlearn.evals.logs import read_result
-from jaxunlearn.evals.stop import Rule, best, holds, parse_rule, resolve
+from jaxunlearn.evals.stop import Rule, best, holds, of_first, parse_rule, resolve
 from jaxunlearn.evals.suites import CHOICE_METRICS, KNOWUNDO_METRICS, MEMORISATION_METRICS, MUSE_METRICS, Sources
 from jaxunlearn.evals.suites.memorisation import memorisation_suite
 from jaxunlearn.evals.suites.tofu import tofu_suite
@@ -157,7 +157,7 @@ def plan(
         )
     known = {}
     if settings.reference_result is not None:
-        known["retrained"] = read_result(settings.reference_result, "retrained")
+        known["retrained"] = of_first(read_result(settings.reference_result, "retrained"), settings.evaluate_limit)
         for rule in goals + limits:
             resolve(tuple(condition for condition in rule if condition.bound == "retrained"), known)
     blind = next((c for c in conditions if c.metric.startswith("retain_") and not retain), None)

@@ -12,6 +12,7 @@ differ (weights then agree to rounding), and so may what does not enter the weig
 """
 
 import json
+import shlex
 import shutil
 import signal
 from collections.abc import Callable
@@ -108,7 +109,7 @@ class Work:
 
     def how_to_resume(self) -> str:
         """The command that goes on."""
-        return f"jaxunlearn {self._command} --config {self.folder / records.CONFIG} --resume"
+        return f"jaxunlearn {self._command} --config {shlex.quote(str(self.folder / records.CONFIG))} --resume"
 
     def told(self) -> str | None:
         """A line on what is resumed, with what differs and may; None for a new run."""

@@ -129,6 +129,11 @@ def devices_of(topology: Topology) -> Sequence[Any]:
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=str(topology), **alone).devices
     except Exception as error:  # the plugin raises whatever its C layer reports
+        if "lockfile" in str(error):
+            raise ValueError(
+                f"{topology}: another process of this machine has loaded the TPU compiler; wait until it has ended, or "
+                "set ALLOW_MULTIPLE_LIBTPU_LOAD=1"
+            ) from error
         raise ValueError(
             f"{topology}: the TPU compiler cannot describe it ({error}). It comes with the extra `tpu` "
             "(pip install 'jaxunlearn[tpu]'); shapes are listed at cloud.google.com/tpu/docs"

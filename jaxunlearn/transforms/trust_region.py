@@ -6,6 +6,7 @@ the bound, then the KL is measured, and the damping of the next step re-chosen f
 measured.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -89,9 +90,29 @@ def shorten(
             "the trust region is measured on UnlearnBatch.retain, which is None: pass retain examples in every batch, "
             'or let a stored metric predict with TrustRegion(predict="metric")'
         )
-    length, predicted = _to_boundary(region, predicted_kl(model, params, batch.retain, step, microbatch))
-    after = jax.tree.map(lambda p, d: (p - length * d).astype(p.dtype), params, step)
-    actual = measured_kl(model, params, after, batch.retain, microbatch)
+
+    def measured(length: Array) -> Array:
+        after = jax.tree.map(lambda p, d: (p - length * d).astype(p.dtype), params, step)
+        return measured_kl(model, params, after, batch.retain, microbatch)
+
+    return shorten_by(region, predicted_kl(model, params, batch.retain, step, microbatch), measured)
+
+
+def shorten_by(region: TrustRegion, predicted: Array, measured: Callable[[Array], Array]) -> tuple[Array, Array]:
+    """The factor that brings a step into the region, and measured over predicted KL there.
+
+    Args:
+        region: the bound.
+        predicted: KL of the whole step, nats per retain loss token.
+        measured: KL of the step times a factor, in the same unit.
+
+    Example:
+        >>> length, ratio = shorten_by(TrustRegion(max_kl=1e-2), jnp.float32(4e-2), lambda length: 4e-2 * length**2)
+        >>> round(float(length), 4), round(float(ratio), 4)
+        (0.5, 1.0)
+    """
+    length, predicted = _to_boundary(region, predicted)
+    actual = measured(length)
     cut = jnp.sqrt(region.max_kl / jnp.maximum(actual, 1e-30))
     length = jnp.where(actual > 2 * region.max_kl, length * cut, length)
     return length, actual / jnp.maximum(predicted, 1e-12)

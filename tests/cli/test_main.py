@@ -57,12 +57,44 @@ def test_unknown_commands_exit_with_2(argv, hint, capsys):
     assert hint in capsys.readouterr().err
 
 
-def test_unknown_and_missing_options_exit_with_2(capsys):
-    for argv in (["unlearn", "--modle", "x"], ["unlearn"], ["finetune", "--epochs", "many"]):
-        with pytest.raises(SystemExit) as end:
-            main(argv)
-        assert end.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["unlearn", "--modle", "x"], "no option --modle; did you mean --model?"),
+        (["evaluate", "--referencemodel=x"], "no option --referencemodel; did you mean --reference-model?"),
+        (["plan", "-q", "x"], "no option -q; `jaxunlearn plan --help` lists them"),
+    ],
+)
+def test_unknown_options_exit_with_2_and_the_nearest_name(argv, hint, capsys):
+    assert main(argv) == 2
+    assert hint in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["unlearn"], "--forget RECORDS"),
+        (["finetune", "--model", "m", "--out", "o", "--stop-at-loss", "many"], "--stop-at-loss: could not convert"),
+    ],
+)
+def test_missing_options_and_values_that_cannot_be_read_exit_with_2(argv, hint, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(argv)
+    assert end.value.code == 2
+    shown = capsys.readouterr().err
+    assert hint in " ".join(shown.replace("│", "").split())
+    assert not [word for word in ("Traceback", "NoneType") if word in shown]
+
+
+def test_help_says_what_follows_a_flag_and_of_defaults_only_those_there_are(capsys):
+    with pytest.raises(SystemExit):
+        main(["unlearn", "--help"])
+    shown = capsys.readouterr().out
+    lines = {line.lstrip("│ ").split("  ")[0].strip("│ ") for line in shown.splitlines()}
+    assert lines >= {"--steps INT", "--option NAME=VALUE", "--resume", "--log PATH", "--memory-budget BYTES"}
+    assert "None" not in shown
+    assert "(default: 10.0)" in shown
+    assert r"(default: 'Question: {prompt}\nAnswer: {completion}')" in " ".join(shown.replace("│", "").split())
 
 
 def test_methods_are_listed_with_their_options(capsys, monkeypatch):

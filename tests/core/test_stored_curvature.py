@@ -55,8 +55,9 @@ def test_a_lanczos_basis_is_the_matrix_itself_once_its_space_is_exhausted():
 def test_rows_come_back_from_their_folder_onto_a_mesh(tmp_path):
     model, params = mlp()
     rows = store_rows(EmpiricalFisher(8)(model, params, labelled(8, 2)))
-    curvature.save(tmp_path / "rows", rows, max_shard_size=400)  # several files
+    curvature.save(tmp_path / "rows", rows, max_shard_size=400, beside={"record.txt": "whose"})  # several files
     assert len(list((tmp_path / "rows").glob("rows-*.safetensors"))) > 1
+    assert (tmp_path / "rows" / "record.txt").read_text() == "whose"
     split, _ = shard(params, labelled(8, 2), make_mesh(data=2, fsdp=2, tensor=2))
     for target in (params, split):
         back = curvature.load(tmp_path / "rows", target)

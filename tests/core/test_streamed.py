@@ -22,7 +22,7 @@ from jaxunlearn.curvature import (
     streamed_diagonal,
     streamed_product,
 )
-from jaxunlearn.curvature.streamed import _add
+from jaxunlearn.curvature.streamed import add_batch
 from jaxunlearn.sharding import make_mesh
 
 RECIPES = {
@@ -92,12 +92,12 @@ def test_batches_may_come_from_a_function_or_any_collection():
 def test_one_compilation_serves_all_passes_and_points():
     model, params, batch = problem()
     parts = pieces(batch, 6, 6)
-    before = _add._cache_size()
+    before = add_batch._cache_size()
     for scale in (1.0, 0.5):  # a new point, as in every step of unlearning
         A = streamed(Hessian(6), model, tree.scale(scale, params), parts)
         for seed in (0, 1):
             A(tree.normal_like(jax.random.key(seed), params))
-    assert _add._cache_size() == before + 1
+    assert add_batch._cache_size() == before + 1
 
 
 def test_a_product_of_ones_own():
@@ -155,7 +155,7 @@ def test_a_recipe_whose_products_do_not_add_up_is_refused():
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
-def test_eight_devices_equal_one(explicit):
+def test_eight_devices_equal_one(explicit, caplog):
     model, params = mlp()
     parts = [labelled(8, seed) for seed in (0, 1)]
     v = tree.normal_like(jax.random.key(0), params)
@@ -165,7 +165,10 @@ def test_eight_devices_equal_one(explicit):
     v, _ = shard(v, parts[0], mesh)
     if explicit:
         model = ju.Model(logits=gathering(model.logits, mesh))
-    out = streamed(Hessian(), model, placed, [shard(params, part, mesh)[1] for part in parts])(v)
+    with jax.log_compiles():
+        out = streamed(Hessian(), model, placed, [shard(params, part, mesh)[1] for part in parts])(v)
+    compiled = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling")]
+    assert sum("add_batch" in message for message in compiled) == 1
     np.testing.assert_allclose(flat(jax.device_get(out)), expected, atol=2e-6 * float(jnp.abs(expected).max()))
     for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(placed), strict=True):
         assert a.sharding.is_equivalent_to(b.sharding, a.ndim)

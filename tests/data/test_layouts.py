@@ -128,6 +128,37 @@ def test_a_hub_name_asks_for_each_part_as_it_is_published(monkeypatch):
     assert "owner/news:knowmem:retain_qa_icl" in asked
     assert "owner/news:privleak:holdout" in asked
     assert "owner/tofu:forget05_perturbed:train" in asked
+    assert "owner/tofu:holdout05:train" in asked
+
+
+def test_knowundo_on_the_hub_is_one_row_for_each_half_of_a_subject(monkeypatch):
+    import datasets
+
+    def load(name, config, split):
+        rows = {part: [{"text": f"{config} {split} {part}?", "labels": "Ada."}] for part in ("train", "val")}
+        return datasets.Dataset.from_list([rows])
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = layouts.knowundo("owner/KnowUnDo:privacy")
+    asked = [[record.prompt for record in half] for half in found]
+    assert asked == [["privacy unlearn val?"], ["privacy retention val?"]]
+    assert layouts.knowundo("owner/KnowUnDo:copyright", "train").unlearn[0].prompt == "copyright unlearn train?"
+    with pytest.raises(DataError, match="Write owner/KnowUnDo:privacy or owner/KnowUnDo:copyright"):
+        layouts.knowundo("owner/KnowUnDo")
+
+
+def test_tofu_on_a_mirror_without_holdout_has_none(monkeypatch):
+    import datasets
+
+    def load(name, config, split):
+        if config == "holdout10":
+            raise ValueError("no such config")
+        return datasets.Dataset.from_list(ASKED)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    found = layouts.tofu("owner/tofu")
+    assert len(found.forget) == len(ASKED)
+    assert found.holdout == []
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,9 @@ def test_sentences_say_what_the_numbers_support():
     for (name, *numbers), expected in cases.items():
         told = findings({name: measure(*numbers)})
         assert (told == []) if expected is None else expected in told[0]
+    for name, kept, gone in (("forget_el_10", 0.2, 0.0), ("forget_conflict_formal", 0.7, 0.4)):
+        assert len(findings({name: measure(0.8, kept, 0.9)})) == 1
+        assert findings({name: measure(0.5, gone, 0.9)}) == []
     lens = measure(0.7, 0.6, 0.8, layer=1, by_layer={"1": 0.7, "2": 0.1})
     assert "layer 1 still knows more than the output (0.100)" in findings({"logit_lens_memorisation": lens})[0]
     audit = measure(0.7, 0.6, 0.8, verdict_by_index={"0": "member", "1": "undecided", "2": "no evidence"})

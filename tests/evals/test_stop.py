@@ -8,7 +8,7 @@ from scipy.stats import bootstrap as scipy_bootstrap
 
 from jaxunlearn.evals.bootstrap import bootstrap, mean, weighted_mean
 from jaxunlearn.evals.perplexity import example_perplexity, perplexity, perplexity_interval
-from jaxunlearn.evals.stop import NAMED, best, holds, miss, parse_rule, resolve
+from jaxunlearn.evals.stop import NAMED, best, holds, miss, of_first, parse_rule, resolve
 
 
 def result(**values):
@@ -50,6 +50,21 @@ def test_bounds_that_were_not_measured_are_named():
     missing = {"before": {"retain_nll": {"agg_value": None, "skipped": "no retain set given"}}}
     with pytest.raises(ValueError, match="before has no value of retain_nll \\(no retain set given\\)"):
         resolve(rule, missing)
+
+
+def test_a_bound_is_taken_from_as_many_records_as_the_looks_see():
+    values, tokens = {"0": 1.0, "1": 4.0, "2": 7.0}, {"0": 3, "1": 1, "2": 2}
+    found = {
+        "muse_knowmem_forget": {"agg_value": 4.0, "value_by_index": values},
+        "forget_nll": {"agg_value": 21 / 6, "value_by_index": values, "tokens_by_index": tokens},
+        "forget_perplexity": {"agg_value": 9.0, "value_by_index": values},
+        "model_utility": {"agg_value": 0.5, "value_by_index": {}},
+    }
+    cut = of_first(found, 2)
+    assert [cut[name]["agg_value"] for name in found] == [2.5, 7 / 4, None, 0.5]
+    assert of_first(found, 3) == found
+    with pytest.raises(ValueError, match="on 3 records, and looks see 2: give --evaluate-limit 3"):
+        resolve(parse_rule("forget_perplexity>=retrained"), {"retrained": cut})
 
 
 def test_a_miss_is_relative_to_the_bound_and_adds_up():

@@ -51,6 +51,8 @@ def test_numbers_agree_with_their_own_functions(full, sets):
     assert full["forget_probability"]["agg_value"] == pytest.approx(np.exp(-scores.nll).mean())
     assert full["forget_nll"]["agg_value"] == pytest.approx(-np.concatenate(scores.log_probs).mean())
     assert full["forget_exact_memorisation"]["agg_value"] == pytest.approx(exact_memorisation(scores.hits).mean())
+    low, high = full["tug_of_war_kl"]["interval"]
+    assert low < full["tug_of_war_kl"]["agg_value"] < high
     divergence = kl(MODEL, table(1), table(0), sets.forget)
     assert full["forget_kl"]["agg_value"] == pytest.approx(divergence.mean_kl)
     assert full["forget_kl"]["value_by_index"]["3"] == pytest.approx(divergence.kl[3].mean())

@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from jaxunlearn.data import encode, from_rows
+from jaxunlearn.data import Template, encode, from_rows
 from jaxunlearn.data.layouts import MuseData
 from jaxunlearn.evals import METRICS, Run, Sources, build, run_suites, score, why_missing
 from jaxunlearn.evals.conflict import worded
 from jaxunlearn.evals.multiple_choice import choices
+from jaxunlearn.evals.muse import privleak_interval
 from jaxunlearn.evals.suites import Choice, KnowUnDo, Privacy, memorisation_suite, muse_suite, runner, tofu_suite
 
 from .letters import ALPHABET, MODEL, TOKENIZER, encoded, generate, table, word
 from .test_text_metrics import f1_by_hand
 
 LENGTH = 400
+PLAIN = Template("{prompt} {completion}")
 RUN = Run(MODEL, table(0), TOKENIZER)
 
 
@@ -171,6 +173,24 @@ def test_privleak_needs_the_retrained_result_and_is_zero_against_itself(found, s
     other = run_suites(suites[1:2], RUN._replace(params=table(7), reference_result=found), generate=None)
     ours, theirs = other["muse_min_k_auc"]["agg_value"], found["muse_min_k_auc"]["agg_value"]
     assert other["muse_privleak"]["agg_value"] == pytest.approx(((1 - ours) - (1 - theirs)) / (1 - theirs) * 100)
+    # Without its result the retrained model is asked, unless it is the model under test.
+    asked = run_suites(suites[1:2], RUN._replace(params=table(7), reference=(MODEL, RUN.params)), generate=None)
+    assert asked["muse_privleak"] == other["muse_privleak"]
+    itself = run_suites(suites[1:2], RUN._replace(reference=(MODEL, RUN.params)), generate=None)
+    assert itself["muse_privleak"]["agg_value"] == 0.0
+    assert itself["muse_privleak"]["interval"] == [0.0, 0.0]
+
+
+def test_the_interval_of_privleak_draws_texts_once_for_both_models():
+    rng = np.random.default_rng(5)
+    hard, retrained = rng.normal(size=(2, 30)), rng.normal(size=(2, 30))
+    sides = [tuple(hard + model + np.array([[shift], [0.0]])) for model, shift in ((retrained, 1.0), (retrained, 0.0))]
+    low, high = privleak_interval(*sides)
+    picks = [np.random.default_rng(seed).integers(0, 30, (2, 30)) for seed in range(600)]
+    auc = lambda side, pick: np.mean(side[0][pick[0]][:, None] > side[1][pick[1]])
+    drawn = [[auc(side, pick) for side in sides] for pick in picks]
+    expected = np.quantile([(theirs - ours) / (1 - theirs) * 100 for ours, theirs in drawn], [0.025, 0.975])
+    np.testing.assert_allclose([low, high], expected, atol=0.15 * abs(expected[0] - expected[1]))
 
 
 def test_choices_by_scoring_each_alone(found, rows):
@@ -196,6 +216,23 @@ def test_letters_are_scored_after_a_question_that_lists_the_choices(rows):
     assert [text[-1] for text in texts] == list("ABCD")
     assert all(f"B. {rows[0]['choices'][1]}" in text for text in texts)
     assert [int(one.loss_mask.sum()) for one in asked.encoded] == [1, 1, 1, 1]
+
+
+def test_long_questions_lose_their_beginning_and_keep_every_choice(rows):
+    asked = [rows[0], {**rows[1], "question": "abc " * 20}]
+    whole, limit = choices(asked, TOKENIZER, max_length=LENGTH, template=PLAIN), 50
+    with pytest.raises(ValueError, match="4 of 8 records cannot be encoded"):
+        choices(asked, TOKENIZER, max_length=limit, template=PLAIN)
+    found = choices(asked, TOKENIZER, max_length=limit, template=PLAIN, truncate=True)
+    assert found.cut == 1
+    assert [len(one.tokens) for one in found.encoded[:4]] == [len(one.tokens) for one in whole.encoded[:4]]
+    assert max(len(one.tokens) for one in found.encoded[4:]) == limit
+    [gone] = {len(a.tokens) - len(b.tokens) for a, b in zip(whole.encoded[4:], found.encoded[4:], strict=True)}
+    for a, b in zip(whole.encoded[4:], found.encoded[4:], strict=True):
+        np.testing.assert_array_equal(b.tokens, np.r_[a.tokens[:1], a.tokens[1 + gone :]])
+        assert TOKENIZER.decode(b.tokens[b.loss_mask == 1]) == TOKENIZER.decode(a.tokens[a.loss_mask == 1])
+    with pytest.raises(ValueError, match="question 1: a choice does not fit"):
+        choices(asked, TOKENIZER, max_length=5, template=PLAIN, truncate=True)
 
 
 class Capitals:

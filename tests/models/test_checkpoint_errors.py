@@ -187,3 +187,27 @@ def test_impossible_sizes_are_named():
 def test_a_folder_without_tokenizer_says_so(saved):
     with pytest.raises(ValueError, match=r"holds no tokenizer \(tokenizer\.json"):
         models.load_tokenizer(saved)
+
+
+def test_a_hub_id_is_fetched_without_pickles_and_its_failures_are_told(saved, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def fetch(name, allow_patterns):
+        asked.append(allow_patterns)
+        if name == "owner/gone":
+            raise ConnectionError("no route")
+        return str(saved if name == "owner/model" else tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
+    monkeypatch.chdir(tmp_path)
+    assert models.resolve("owner/model") == saved
+    assert models.resolve("owner/model", weights=False) == saved
+    assert ["*.safetensors" in patterns for patterns in asked] == [True, False]
+    assert not any("bin" in pattern for pattern in asked[0])
+    assert models.load("owner/model")[0].source.config == models.read_config(saved)
+    with pytest.raises(ValueError, match="could be fetched from the hub: no route"):
+        models.resolve("owner/gone")
+    with pytest.raises(ValueError, match="no safetensors weights on the hub"):
+        models.resolve("owner/pickles")

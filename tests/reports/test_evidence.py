@@ -121,8 +121,15 @@ def test_a_first_order_run_has_no_solve_and_other_certificates_say_what_they_hav
     assert certificate_rows({}) == {}
     rows = certificate_rows(CERTIFICATE | {"noise_status": 1, "noise_residual": 0.02})
     assert rows["Cost on retain, KL in nats per token"] == "1.20e-04, predicted 1.00e-04"
-    assert rows["Solve"].startswith("converged after 3 products")
+    assert rows["Solve"].startswith("3 products; converged")
     assert "relative error 2.00e-02" in rows["Noise"]
+
+
+def test_a_place_to_stop_that_is_out_of_reach_is_told_and_not_drawn():
+    drawn, told = (figures.steps(STEPS, stop) for stop in (4.0, 1e9))
+    assert (b">stop<" in drawn.svg, b">stop<" in told.svg) == (True, False)
+    assert "dashed line is the loss at which the run was to stop, 4.000" in drawn.caption
+    assert "to stop at a loss on forget of 1e+09, far above" in told.caption
 
 
 def test_documents_stand_by_themselves_and_only_beside_what_was_measured_alike():

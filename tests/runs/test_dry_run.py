@@ -74,6 +74,27 @@ def test_unlearn_is_told_whole_and_leaves_nothing(world, tmp_path, capsys):
     assert re.search(r"a step: 7 x \S+ FLOPs", " ".join(rows["time"].split()))
 
 
+def test_a_streamed_step_is_told_by_its_product(world, tmp_path, capsys, at_once):
+    """As often as there are batches in all products, beside the vectors of the solve."""
+    rows = told(
+        capsys, "unlearn", "--model", world.model, "--forget", world.forget, "--retain", world.retain,
+        "--out", tmp_path / "out", "--method", "newton_removal", "--stream-retain", "--retain-size", "4", "--dry-run",
+    )  # fmt: skip
+    retain = len(world.rows.retain)
+    assert rows["method"].startswith(
+        f"newton_removal: one step, of at most 20 products that each pass over all {retain} retain records, 4 at a time"
+    )
+    assert [one.times for one in at_once] == [20 * -(-retain // 4)]
+    whole = 4 * 4 * sum(leaf.size for leaf in _shapes(world))  # x, r, p of the solver, and the right-hand side
+    assert whole / jax.device_count() <= at_once[0].held < whole / 2
+    program, arguments, _ = at_once[0].program
+    total, count, _ = jax.eval_shape(program, *arguments)
+    assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves((total, count))] == [
+        (leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arguments[:2])
+    ]
+    assert files(tmp_path) == set()
+
+
 def _shapes(world):
     found = Checkpoint.read(world.model)
     return [

@@ -95,12 +95,18 @@ def test_ours_goes_to_open_unlearnings_form_and_back(result, tmp_path, capsys):
     assert rows["1"]["score"] == pytest.approx(math.exp(-ours["forget_truth_ratio"]["log_ratio_by_index"]["1"]))
     assert found["forget_Q_A_Prob"]["agg_value"] == ours["forget_probability"]["agg_value"]
     assert found["retain_Q_A_ROUGE"]["value_by_index"]["0"].keys() == {"rougeL_recall"}
+    attack, rows = found["mia_min_k"], ours["forget_min_k_auc"]
+    assert attack["auc"] == rows["agg_value"]
+    assert attack["holdout"]["value_by_index"]["0"]["score"] == -rows["holdout_by_index"]["0"]  # lower says member
     assert main(["compare", str(theirs), str(result), "--out", str(tmp_path / "b.json")]) == 0
     first, second = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
     assert second["kinds"] == ["open_unlearning", "jaxunlearn"]
     assert first["forget_quality"] == second["forget_quality"]
+    assert len(first["metrics"]["forget_nll"]["interval"]) == 2  # weighed by tokens, which the other form does not keep
     for name, row in first["metrics"].items():
         assert second["metrics"][name]["run"] == pytest.approx(row["run"]), name
+        if name.endswith(("_nll", "_kl", "_variation")):
+            continue
         assert second["metrics"][name].get("interval") == pytest.approx(row.get("interval")), name
     capsys.readouterr()
 

@@ -112,6 +112,7 @@ def test_an_existing_output_is_left_alone(world, weightless, tmp_path, capsys):
         ({"prompt_field": "question"}, "--completion-field"),
         ({"entity_field": "who"}, 'no field "who"'),
         ({"question_template": "no places"}, "template"),
+        ({"stream_retain": True}, "choose newton_removal or gauss_newton_ascent, or leave it out"),
     ],
 )
 def test_bad_settings_are_named(changed, message, world, weightless, tmp_path, capsys):

@@ -115,9 +115,12 @@ def test_from_the_command_line_the_best_checkpoint_is_saved(world, tmp_path, cap
     more = ["--holdout", str(holdout), "--keep-while", "retain_nll<=99", "--evaluate-every", "2"]
     more += ["--stop-when", "forget_exact_memorisation<=unseen,forget_nll>=50"]
     more += ["--retain-coreset", "gradient_match", "--retain-coreset-size", "5"]
+    more += ["--forget-coreset", "k_means", "--forget-coreset-size", "2"]
     assert main(argv(world, tmp_path / "out", *more)) == 0
     shown = capsys.readouterr().out
     assert f"5 of {len(world.rows.retain)} retain records chosen by gradient_match" in shown
+    assert f"2 of {len(world.rows.forget)} forget records chosen by k_means" in shown
+    assert "Steps were taken on 2 of the former" in (tmp_path / "out" / "README.md").read_text()
     assert "rule: forget_exact_memorisation <= " in shown
     found = json.loads((tmp_path / "out" / FILE).read_text())
     watching = found["watching"]
@@ -140,6 +143,7 @@ def test_from_the_command_line_the_best_checkpoint_is_saved(world, tmp_path, cap
         (["--stop-when", "muse"], "compares with the retrained model: give --reference-result FILE"),
         (["--stop-when", "forget_nl>=3"], "did you mean forget_nll"),
         (["--keep-while", "choice_accuracy>=0.3"], "--suite choice found no data"),
+        (["--forget-coreset", "random"], "--forget-coreset and --forget-coreset-size go together"),
         (["--retain-coreset", "random"], "--retain-coreset and --retain-coreset-size go together"),
         (["--evaluate-every", "-1"], "--evaluate-every -1: give a number of steps"),
         (["--keep-while", "retain_nll<=9", "--evaluate-limit", "0"], "--evaluate-limit 0"),

@@ -5,6 +5,7 @@ array is in which file, and the mean eigenvalue of each block, a tenth of which 
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,13 +30,20 @@ RECIPES = {cls.__name__: cls for cls in (Settings, KFAC, EKFAC)}
 FORMAT = array_folder.Format("kronecker", "jaxunlearn.kronecker", "kronecker.save")
 
 
-def save(folder: str | Path, state: KroneckerFactors | KroneckerEigen, *, max_shard_size: int = 5 * 2**30) -> Path:
+def save(
+    folder: str | Path,
+    state: KroneckerFactors | KroneckerEigen,
+    *,
+    max_shard_size: int = 5 * 2**30,
+    beside: Mapping[str, str] | None = None,
+) -> Path:
     """Write factors, second moments or an eigendecomposition.
 
     Args:
         folder: the folder to make; it must not exist, or be empty.
         state: what to write; leaves may be spread over devices and hosts, and are collected file by file.
         max_shard_size: largest size of one file, bytes (a single array may exceed it).
+        beside: texts by file name, written into the same folder.
 
     Raises:
         ValueError: when the folder holds something already.
@@ -46,7 +54,7 @@ def save(folder: str | Path, state: KroneckerFactors | KroneckerEigen, *, max_sh
         "table": [row._asdict() | {"terms": [term._asdict() for term in row.terms]} for row in state.table.rows],
         "mean_eigenvalues": _means(state),
     }
-    return array_folder.write(folder, FORMAT, _arrays(state), about, max_shard_size)
+    return array_folder.write(folder, FORMAT, _arrays(state), about, max_shard_size, beside)
 
 
 def load(folder: str | Path, params: Params) -> KroneckerFactors | KroneckerEigen:

@@ -13,6 +13,7 @@ from jaxunlearn.data import encode
 from jaxunlearn.data.canaries import CanaryTemplate
 from jaxunlearn.data.canary_key import Canary
 from jaxunlearn.evals.attacks.exposure import Exposure, Method, exposures_from_nll, sequence_nll
+from jaxunlearn.evals.result import Measure, measured
 from jaxunlearn.types import Model, Params
 
 
@@ -66,6 +67,15 @@ def canary_exposures(
             ranked = exposures_from_nll(nll[: len(ours)], nll[len(ours) :], **kind)
         found |= dict(zip(ours, ranked, strict=True))
     return [found[one] for one in canaries]
+
+
+def exposure_measure(canaries: Sequence[Canary], found: Sequence[Exposure], seed: int = 0) -> Measure:
+    """The measure of a key's exposures; it names canaries by template and number, not by their text."""
+    rows = [
+        {"template": one.template.text, "copies": one.copies} | value._asdict() | {"interval": list(value.interval)}
+        for one, value in zip(canaries, found, strict=True)
+    ]
+    return measured("canary_exposure", np.array([value.bits for value in found]), seed=seed, canaries=rows)
 
 
 def _drawn(template: CanaryTemplate, indices: Sequence[int], candidates: int, seed: int) -> list[int]:

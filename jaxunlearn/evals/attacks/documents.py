@@ -29,6 +29,7 @@ from jaxunlearn.evals.batching import per_example
 from jaxunlearn.types import Batch, Model, Params
 
 Normalisation = Literal["none", "ratio", "max"]
+Features = Literal["aggregate", "histogram"]
 PERCENTILES = (1, 5, 10, 25, 50, 75, 90, 95, 99)
 NAMES = ("mean", "min", "max", "std", "count", *(f"percentile_{p}" for p in PERCENTILES))
 

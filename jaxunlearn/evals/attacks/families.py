@@ -1,23 +1,27 @@
 """The stress tests as families: each takes a target and doses and gives its measures, or the reason why it cannot."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxunlearn.data import Encoded, Record
-from jaxunlearn.data.canary_key import Canary
 from jaxunlearn.evals.attacks import documents
 from jaxunlearn.evals.attacks.audit import audit, non_members_needed
-from jaxunlearn.evals.attacks.canaries import canary_exposures
-from jaxunlearn.evals.attacks.exposure import Exposure
+from jaxunlearn.evals.attacks.canaries import canary_exposures, exposure_measure
 from jaxunlearn.evals.attacks.membership import ATTACKS, Attacker, membership
 from jaxunlearn.evals.attacks.probes import entities, linear_probe, logit_lens
 from jaxunlearn.evals.attacks.prompts import paraphrases, prefixed, returned
 from jaxunlearn.evals.attacks.quantisation import quantisation
 from jaxunlearn.evals.attacks.relearning import relearning
 from jaxunlearn.evals.attacks.target import Doses, Target
+from jaxunlearn.evals.protocol import Run
 from jaxunlearn.evals.result import Measure, Result, by_index, measured, skipped
+from jaxunlearn.evals.suites.conflict import CONFLICT_METRICS, Conflict, statements
+from jaxunlearn.evals.suites.extraction import EXTRACTION_METRICS, Extraction
+from jaxunlearn.evals.suites.runner import run_suites
+from jaxunlearn.models import generate
 
 NO_HOLDOUT = "no holdout set given"
 THE_REFERENCE = "this is the reference model itself"
@@ -40,6 +44,20 @@ def _membership(target: Target, doses: Doses) -> Result | str:
     return found
 
 
+def _extraction(target: Target, doses: Doses) -> Result:
+    suite = Extraction(target.forget, target.tokenizer.bos_token_id)
+    return run_suites([suite], _run(target, doses), generate=generate, max_length=target.max_length)
+
+
+def _conflict(target: Target, doses: Doses) -> Result:
+    suite = Conflict(statements(target.forget, target.tokenizer, target.max_length))
+    return run_suites([suite], _run(target, doses))
+
+
+def _run(target: Target, doses: Doses) -> Run:
+    return Run(target.model, target.params, target.tokenizer, seed=doses.seed, **target.options)
+
+
 def _document(target: Target, doses: Doses) -> Measure | str:
     forget, retain, holdout = target.documents or (target.forget, target.retain, target.holdout)
     if not retain or not holdout:
@@ -48,12 +66,7 @@ def _document(target: Target, doses: Doses) -> Measure | str:
     folds = min(5, *(len(set(side)) for side in groups))
     if folds < 2:
         return "an auditor needs retain and holdout documents about at least two entities each"
-    texts, context = [*forget, *retain, *holdout], min(doses.context, target.max_length)
-    read = documents.read_documents(
-        target.model, target.params, texts, context=context, stride=context - 1, **target.options
-    )
-    values = documents.normalised(read, doses.normalisation, documents.log_frequencies(read, read))
-    rows = documents.aggregate_features(values)
+    rows = _features(target, doses, [*forget, *retain, *holdout], len(forget))
     suspects, members, others = np.split(rows, [len(forget), len(forget) + len(retain)])
     found = audit(members, others, suspects, groups=groups, classifier=doses.classifier, folds=folds, seed=doses.seed)
     return measured(
@@ -68,6 +81,18 @@ def _document(target: Target, doses: Doses) -> Measure | str:
         auditor_auc=found.auc,
         auditor_interval=list(found.interval),
     )
+
+
+def _features(target: Target, doses: Doses, texts: Sequence[Encoded], suspects: int) -> np.ndarray:
+    """A row for each document; the auditor learns from all but the first `suspects` of them."""
+    context = min(doses.context, target.max_length)
+    read = partial(documents.read_documents, documents=texts, context=context, stride=context - 1, **target.options)
+    own = read(target.model, target.params)
+    norms = [one.log_probs for one in read(*target.general)] if target.general else documents.log_frequencies(own, own)
+    values = documents.normalised(own, doses.normalisation, norms)
+    if doses.features == "histogram":
+        return documents.histogram_features(values, values[suspects:])
+    return documents.aggregate_features(values)
 
 
 def _relearning(target: Target, doses: Doses) -> Measure | str:
@@ -190,15 +215,6 @@ def _canaries(target: Target, doses: Doses) -> Measure | str:
     return exposure_measure(target.canaries, found)
 
 
-def exposure_measure(canaries: Sequence[Canary], found: Sequence[Exposure], seed: int = 0) -> Measure:
-    """The measure of a key's exposures; it names canaries by template and number, not by their text."""
-    rows = [
-        {"template": one.template.text, "copies": one.copies} | value._asdict() | {"interval": list(value.interval)}
-        for one, value in zip(canaries, found, strict=True)
-    ]
-    return measured("canary_exposure", np.array([value.bits for value in found]), seed=seed, canaries=rows)
-
-
 class Family(NamedTuple):
     """Stress tests that run together.
 
@@ -215,6 +231,8 @@ FAMILIES: dict[str, Family] = {
     "membership": Family(tuple(ATTACKS), _membership),
     "document": Family(("forget_document_auc",), _document),
     "canaries": Family(("canary_exposure",), _canaries),
+    "extraction": Family(tuple(EXTRACTION_METRICS), _extraction),
+    "conflict": Family(tuple(CONFLICT_METRICS), _conflict),
     "paraphrase": Family(("paraphrase_return",), _paraphrase),
     "prefix": Family(("prefix_return",), _prefix),
     "lens": Family(("logit_lens_memorisation",), _lens),

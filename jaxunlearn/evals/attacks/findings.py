@@ -6,11 +6,16 @@ that one does as well, its value being inside the interval, is left out: it is n
 
 from jaxunlearn.evals.catalogue import METRICS
 from jaxunlearn.evals.result import Measure, Result, why_missing
+from jaxunlearn.evals.suites.conflict import CONFLICT_METRICS
 
 _RATIOS = {
     "relearning_robustness": "a little training",
     "quantisation_int8_robustness": "rounding to 8 bits",
     "quantisation_int4_robustness": "rounding to 4 bits",
+}
+_COMES_OUT = {
+    "forget_el_10": "word sequences of the texts come out when the model continues their beginnings",
+    "forget_k_extractable": "whole passages come out word for word",
 }
 _RETURNS = {"paraphrase_return": "asked in other words", "prefix_return": "asked behind other words"}
 
@@ -68,6 +73,10 @@ def _sentence(name: str, measure: Measure) -> str | None:
         top = max(layers, key=int)
         if str(measure["layer"]) != top and measure["agg_value"] > layers[top]:
             return f"layer {measure['layer']} still knows more than the output ({layers[top]:.3f})"
+    if name in _COMES_OUT and low > 0:
+        return _COMES_OUT[name]
+    if name in CONFLICT_METRICS and low > 0.5:
+        return f"the model still believes true statements more than false ones, in {name.split('_')[-1]} words"
     if name == "canary_exposure" and low > METRICS[name].target:
         return "inserted secrets are exposed"
     return None

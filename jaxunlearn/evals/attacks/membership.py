@@ -22,7 +22,8 @@ from jaxunlearn.evals import privacy
 from jaxunlearn.evals.attacks.conditional import behind_prefix
 from jaxunlearn.evals.attacks.gradient_norm import gradient_norms
 from jaxunlearn.evals.attacks.neighbourhood import Source, neighbour_nll
-from jaxunlearn.evals.result import Result, broken, by_index, measured, skipped
+from jaxunlearn.evals.comparison import membership_measure
+from jaxunlearn.evals.result import Result, skipped
 from jaxunlearn.evals.score import Scores, score
 from jaxunlearn.types import Model, Params
 
@@ -157,8 +158,7 @@ def membership(
         options: `batch_size`, `mesh` of `score`.
 
     Returns:
-        A measure for each attack: `agg_value` is the AUC, `tpr_at_1pct`, `tpr_at_01pct` and `interval` stand beside
-        it, `value_by_index` has the scores of the members, `holdout_by_index` those of the non-members.
+        A measure for each attack, see `evals.comparison.membership_measure`.
 
     Errors:
         ValueError: an empty side, or an attack that does not exist.
@@ -179,12 +179,5 @@ def membership(
             found[name] = skipped(name, scores)
             continue
         outside, inside = scores[: -len(members)], scores[-len(members) :]
-        try:
-            result = privacy.attack(inside, outside, seed=attacker.seed)
-        except ValueError as error:
-            found[name] = broken(name, str(error))
-            continue
-        details = {"interval": list(result.interval), "holdout_by_index": by_index(outside)}
-        details |= {"tpr_at_1pct": result.tpr_at_1pct, "tpr_at_01pct": result.tpr_at_01pct}
-        found[name] = measured(name, inside, aggregate=result.auc, **details)
+        found[name] = membership_measure(name, inside, outside, seed=attacker.seed)
     return found

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxunlearn.data import Encoded, Template
 from jaxunlearn.data.canary_key import Canary
 from jaxunlearn.evals.attacks.audit import Classifier
-from jaxunlearn.evals.attacks.documents import Normalisation
+from jaxunlearn.evals.attacks.documents import Features, Normalisation
 from jaxunlearn.evals.attacks.memorised import Measured
 from jaxunlearn.types import Model, Params
 
@@ -22,7 +22,7 @@ class Doses:
         metric: the measure of memorisation for relearning and quantisation.
         group: inputs that share a scale at 4 bits; None for all inputs of an output.
         candidates: most candidates a canary is ranked among.
-        classifier, normalisation: of the document audit.
+        classifier, normalisation, features: of the document audit.
         context: tokens of a document's window.
         at_once: gradients in memory at once.
         seed: of all that is drawn.
@@ -36,6 +36,7 @@ class Doses:
     candidates: int = 4096
     classifier: Classifier = "random_forest"
     normalisation: Normalisation = "ratio"
+    features: Features = "aggregate"
     context: int = 128
     at_once: int = 1
     seed: int = 0
@@ -50,6 +51,8 @@ class Target(NamedTuple):
         forget, retain, holdout: encoded texts; the last two may be empty.
         documents: the same three as `forget`, `retain` and `holdout` before any cutting; None takes those.
         reference: (model, params) retrained without the forget set, or None.
+        general: (model, params) of the same vocabulary that read none of the texts; the document audit relates
+            probabilities to its own. None for token frequencies.
         is_reference: whether the model under test is that one itself.
         canaries: of a key, may be empty.
         template: how questions are written.
@@ -65,6 +68,7 @@ class Target(NamedTuple):
     holdout: Sequence[Encoded] = ()
     documents: tuple[Sequence[Encoded], Sequence[Encoded], Sequence[Encoded]] | None = None
     reference: tuple[Model, Params] | None = None
+    general: tuple[Model, Params] | None = None
     is_reference: bool = False
     canaries: Sequence[Canary] = ()
     template: Template | None = None

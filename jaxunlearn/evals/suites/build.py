@@ -25,7 +25,8 @@ class Sources(NamedTuple):
         forget, retain, holdout: records of one's own; they take the place of a layout's.
         limit: only the first so many records of each set; TOFU's own scripts score 300.
         style: how multiple choice is asked.
-        truncate: cut records of one's own that are longer than the context, instead of refusing them.
+        truncate: cut records of one's own, TOFU's other answers and the beginning of multiple-choice questions where
+            they are longer than the context, instead of refusing them.
     """
 
     data: Sequence[str] = ()
@@ -104,7 +105,8 @@ def build(
         suites.append(Privacy(enc(forget), enc(holdout)))
     if "choice" in found and name in ("choice", "all"):
         rows = layouts.choices(found["choice"])[: sources.limit]
-        asked = choices(rows, tokenizer, style=sources.style, template=template, max_length=max_length)
+        how = {"template": template, "max_length": max_length, "truncate": sources.truncate}
+        asked = choices(rows, tokenizer, style=sources.style, **how)
         suites.append(Choice(asked))
     if not suites:
         raise ValueError(_nothing(name, sources))

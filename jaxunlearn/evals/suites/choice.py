@@ -41,7 +41,7 @@ class Choice:
 
     def measure(self, seen: Seen) -> Result:
         nll = seen.scores["choices"].nll
-        _, counts, answers, tasks = self.choices
+        _, counts, answers, tasks, cut = self.choices
         picked = pick(nll, counts)
         share = choice_probability(nll, counts, answers)
         right = np.where(np.isfinite(share), picked == np.array(answers), np.nan)
@@ -53,6 +53,7 @@ class Choice:
                 seed=seed,
                 by_task=by_task(right, tasks),
                 picked_by_index={str(i): int(p) for i, p in enumerate(picked)},
+                questions_cut=cut,
             ),
             "choice_probability": measured("choice_probability", share, seed=seed, by_task=by_task(share, tasks)),
         }

@@ -10,11 +10,13 @@ from jaxunlearn.data import Encoded, encode
 from jaxunlearn.data.layouts import MuseData
 from jaxunlearn.evals import muse, privacy
 from jaxunlearn.evals.catalogue import Metric
+from jaxunlearn.evals.comparison import membership_measure
 from jaxunlearn.evals.prompts import Prompts, as_prompts, decoded, without_end
-from jaxunlearn.evals.protocol import NO_GENERATION, NO_RETRAINED, Seen
-from jaxunlearn.evals.result import Result, broken, by_index, measured, skipped, why_missing
-from jaxunlearn.evals.score import Scores
+from jaxunlearn.evals.protocol import NO_GENERATION, NO_RETRAINED, Run, Seen
+from jaxunlearn.evals.result import Measure, Result, broken, measured, skipped, why_missing
+from jaxunlearn.evals.score import Scores, score
 
+AUC = "muse_min_k_auc"
 _LEAK = "How far the attack's success is from that on the retrained model: below 0 known, above 0 pushed down."
 
 MUSE_METRICS: dict[str, Metric] = {
@@ -24,8 +26,8 @@ MUSE_METRICS: dict[str, Metric] = {
     "muse_knowmem_forget": Metric(
         "KnowMem, forget", "forget", "", "worse", "Overlap of words between the true answers and the model's."
     ),
-    "muse_min_k_auc": Metric(
-        "Min-40% attack AUC, MUSE",
+    AUC: Metric(
+        "Min-40% attack AUC, forget over holdout",
         "privacy",
         "",
         "neither",
@@ -93,28 +95,50 @@ class Muse:
         }
 
     def _leak(self, seen: Seen) -> Result:
-        key, forms = "muse_min_k_auc", ("muse_privleak", "muse_privleak_open_unlearning")
-        inside, outside = (
-            privacy.membership_by_min_k(seen.scores[name].log_probs, k=muse.MIN_K) for name in ("forget", "holdout")
-        )
-        try:
-            test = privacy.attack(inside, outside, seed=seen.run.seed)
-        except ValueError as error:
-            return {name: broken(name, str(error)) for name in (key, *forms)}
-        details = {name: value for name, value in test._asdict().items() if name not in ("n", "interval")}
-        more = {"interval": list(test.interval), "holdout_by_index": by_index(outside), **details}
-        found = {key: measured(key, inside, aggregate=test.auc, **more)}
-        known = (seen.run.reference_result or {}).get(key)
-        reason = NO_RETRAINED if known is None else why_missing(known)
-        if reason is not None:
+        forms = ("muse_privleak", "muse_privleak_open_unlearning")
+        ours = _attack(seen.scores["forget"], seen.scores["holdout"], seen.run.seed)
+        found, problem = {AUC: ours}, why_missing(ours)
+        if problem is not None:
+            return found | {name: broken(name, problem) for name in forms}
+        theirs = self._retrained(seen.run, ours)
+        reason = NO_RETRAINED if theirs is None else why_missing(theirs)
+        if theirs is None or reason is not None:
             return found | {name: skipped(name, reason) for name in forms}
-        theirs, none = known["agg_value"], np.zeros(0)
-        values = {
-            forms[0]: muse.privleak_muse(1.0 - test.auc, 1.0 - theirs),
-            forms[1]: muse.privleak_open_unlearning(test.auc, theirs),
+        auc, retrained = ours["agg_value"], theirs["agg_value"]
+        values = (
+            muse.privleak_muse(1.0 - auc, 1.0 - retrained),
+            muse.privleak_open_unlearning(auc, retrained),
+        )
+        low, high = muse.privleak_interval(_sides(ours), _sides(theirs), seed=seen.run.seed)
+        more: dict[str, Any] = {"interval": [low, high]} if np.isfinite([low, high]).all() else {}
+        counts = {"n": ours["n"], "n_holdout": ours["n_holdout"], "auc_retrained": retrained}
+        none = np.zeros(0)
+        return found | {
+            name: measured(name, none, aggregate=value, **more) | counts
+            for name, value in zip(forms, values, strict=True)
         }
-        count = {"n": len(inside), "auc_retrained": theirs}
-        return found | {name: measured(name, none, aggregate=value) | count for name, value in values.items()}
+
+    def _retrained(self, run: Run, ours: Measure) -> Measure | None:
+        """The attack on the retrained model: known, or made now; `ours` where the model under test is that one."""
+        known = (run.reference_result or {}).get(AUC)
+        if known is not None or run.reference is None:
+            return known
+        if run.reference[1] is run.params:
+            return ours
+        texts = [*self.forget, *self.holdout]
+        scores = score(*run.reference, texts, batch_size=run.batch_size, mesh=run.mesh)
+        return _attack(scores[: len(self.forget)], scores[len(self.forget) :], run.seed)
+
+
+def _attack(forget: Scores, holdout: Scores, seed: int) -> Measure:
+    sides = (privacy.membership_by_min_k(one.log_probs, k=muse.MIN_K) for one in (forget, holdout))
+    return membership_measure(AUC, *sides, seed=seed)
+
+
+def _sides(measure: Measure) -> tuple[np.ndarray, np.ndarray]:
+    """The scores behind an AUC, of forget and of holdout."""
+    inside, outside = (np.array([*measure[name].values()]) for name in ("value_by_index", "holdout_by_index"))
+    return inside, outside
 
 
 def muse_suite(data: MuseData, tokenizer: Any, *, max_length: int) -> Muse:

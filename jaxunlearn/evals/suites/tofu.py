@@ -68,7 +68,7 @@ class Tofu:
         found |= utility(found, [name for name in SETS if name not in parts], run.seed)
         missing = {name: f"no {name.split('_')[0]} set given" for name in CORE if not name.startswith("tug")}
         found = {name: skipped(name, reason) for name, reason in missing.items()} | found
-        return found | tug(found)
+        return found | tug(found, run.seed)
 
 
 def tofu_suite(

@@ -15,7 +15,7 @@ class Checkpoints:
     """Go on from OUT.partial; start anew if there is none, so that a job can give it every time. All other options and
     input files must be as before, devices and those below excepted."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0 leaves it to the clock."""
+    """Steps between checkpoints, with --stream-retain products; 0 leaves it to the clock."""
     checkpoint_minutes: float = 10.0
     """Minutes between checkpoints; 0 leaves it to the steps."""
 

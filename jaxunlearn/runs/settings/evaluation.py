@@ -100,8 +100,8 @@ class Attack:
     canaries: Path | None = None
     """Key that `jaxunlearn canary insert` wrote, for their exposure."""
     only: tuple[str, ...] = ()
-    """Run only membership, document, canaries, paraphrase, prefix, lens, probe, quantisation or relearning; repeat the
-    flag for several."""
+    """Run only membership, document, canaries, extraction, conflict, paraphrase, prefix, lens, probe, quantisation or
+    relearning; repeat the flag for several."""
     out: Path | None = None
     """New JSON file for all numbers, per record and in sum."""
     relearn_share: float = 0.5
@@ -117,7 +117,12 @@ class Attack:
     classifier: Literal["random_forest", "logistic", "mlp"] = "random_forest"
     """Of the document audit."""
     normalisation: Literal["none", "ratio", "max"] = "ratio"
-    """How the document audit relates a token's probability to the token's frequency."""
+    """How the document audit relates a token's probability to the token's frequency, or to --general-model."""
+    features: Literal["aggregate", "histogram"] = "aggregate"
+    """What the document audit sees of a document: mean, extremes, spread and percentiles of its tokens' values, or
+    their histogram in 1000 bins."""
+    general_model: Path | None = None
+    """Checkpoint folder of a model with the same tokenizer that read none of the records, for --normalisation."""
     gradients_at_once: int = 1
     """Gradients in memory at once, each as large as the model in f32."""
     batch_size: int = 32

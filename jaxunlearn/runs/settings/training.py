@@ -118,6 +118,15 @@ class Unlearn:
     """Unseen names that replace each entity in counterfactual prompts."""
     top_k: int = 64
     """Likeliest tokens kept of each stored distribution."""
+    stream_retain: bool = False
+    """Take one step whose curvature is that of all retain records, --retain-size of them at a time, instead of a batch
+    of them. Every product is a pass over the set; --resume goes on between two. With newton_removal or
+    gauss_newton_ascent."""
+    forget_coreset: Literal["random", "entropy", "least_confidence", "k_means", "gradient_match"] | None = None
+    """How to choose a few of many forget records to take steps on; needs --forget-coreset-size. Default: all are used.
+    That the others go with them is a hope: evaluate on all of them."""
+    forget_coreset_size: int | None = None
+    """Forget records to choose."""
     retain_coreset: Literal["random", "entropy", "least_confidence", "k_means", "gradient_match"] | None = None
     """How to choose a few of many retain records; needs --retain-coreset-size. Default: all are used."""
     retain_coreset_size: int | None = None
