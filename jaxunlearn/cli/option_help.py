@@ -99,7 +99,7 @@ def follows(name: str, kind: Any, default: Any = None) -> str | None:
         >>> follows("option", tuple[str, ...]), follows("dry_run", bool, False), follows("steps", int | None)
         ('NAME=VALUE', '', None)
     """
-    if name in FOLLOWS:
+    if name in FOLLOWS and not any(typing.get_origin(one) is typing.Literal for one in (kind, *typing.get_args(kind))):
         return FOLLOWS[name]
     return "" if kind is bool and default is False else None  # a switch: alone, it is on
 

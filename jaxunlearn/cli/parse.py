@@ -29,7 +29,7 @@ def parse(settings: type[Settings], name: str, argv: Sequence[str], positional: 
 
     Raises:
         ValueError: a name that is no flag of the command, on the command line or in a configuration file; such a file
-            that cannot be read; other processes of the run that are asked for in vain.
+            that cannot be read; a negative seed; other processes of the run that are asked for in vain.
     """
     import tyro
 
@@ -53,6 +53,8 @@ def parse(settings: type[Settings], name: str, argv: Sequence[str], positional: 
         if end.code and (file := _take(argv)[0]):
             print(f"jaxunlearn {name}: some of the options stand in {file}", file=sys.stderr)
         raise
+    if getattr(found, "seed", 0) < 0:
+        raise ValueError(f"--seed {found.seed}: give a number of at least 0")
     if hasattr(found, "devices"):
         # First of all: which process this is decides who speaks and who writes, and JAX cannot be told later.
         found.devices.start()

@@ -63,9 +63,10 @@ def test_unknown_commands_exit_with_2(argv, hint, capsys):
         (["unlearn", "--modle", "x"], "no option --modle; did you mean --model?"),
         (["evaluate", "--referencemodel=x"], "no option --referencemodel; did you mean --reference-model?"),
         (["plan", "-q", "x"], "no option -q; `jaxunlearn plan --help` lists them"),
+        (["demo", "--seed", "-1"], "--seed -1: give a number of at least 0"),
     ],
 )
-def test_unknown_options_exit_with_2_and_the_nearest_name(argv, hint, capsys):
+def test_options_there_are_not_and_seeds_exit_with_2_and_a_remedy(argv, hint, capsys):
     assert main(argv) == 2
     assert hint in capsys.readouterr().err
 
@@ -93,6 +94,9 @@ def test_help_says_what_follows_a_flag_and_of_defaults_only_those_there_are(caps
     lines = {line.lstrip("│ ").split("  ")[0].strip("│ ") for line in shown.splitlines()}
     assert lines >= {"--steps INT", "--option NAME=VALUE", "--resume", "--log PATH", "--memory-budget BYTES"}
     assert "None" not in shown
+    with pytest.raises(SystemExit):
+        main(["canary", "score", "--help"])
+    assert "--method {exact,sampled,skew_normal}" in capsys.readouterr().out
     assert "(default: 10.0)" in shown
     assert r"(default: 'Question: {prompt}\nAnswer: {completion}')" in " ".join(shown.replace("│", "").split())
 
