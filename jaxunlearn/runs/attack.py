@@ -1,5 +1,6 @@
 """`jaxunlearn attack`: the stress tests in one command, on the unlearned model and on those it is compared with."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxunlearn import data, evals, models
@@ -44,7 +45,7 @@ def attack(settings: Attack) -> dict[str, Result]:
     beside = _beside(settings)
     if settings.dry_run:
         texts = [text for part in (sets.values() if cut else documents or ()) for text in part]
-        dry_run.attack(settings, folders | beside, texts, chosen)
+        dry_run.attack(settings, folders | beside, texts, chosen, _lacking(settings, chosen))
         return {}
     mesh = settings.devices.make_mesh()
     with Reporter() as reporter:
@@ -116,6 +117,18 @@ def _doses(settings: Attack, model: Model) -> Doses:
         at_once=settings.gradients_at_once,
         seed=settings.seed,
     )
+
+
+def _lacking(settings: Attack, families: Sequence[str]) -> dict[str, str]:
+    """Families that have nothing to go on, with the option they miss."""
+    needed = {
+        "membership": ("holdout",),
+        "document": ("retain", "holdout"),
+        "canaries": ("canaries",),
+        "relearning": ("reference_model",),
+    }
+    missing = ((name, option) for name in families for option in needed.get(name, ()) if not getattr(settings, option))
+    return {name: f"--{option.replace('_', '-')}" for name, option in missing}
 
 
 def _beside(settings: Attack) -> dict[str, Path]:

@@ -146,13 +146,22 @@ def evaluate(settings: Evaluate, folders: dict[str, Path], texts: Sequence[Encod
         rows |= _scoring(settings, models_here["after"], texts, len(folders), reporter)
 
 
-def attack(settings: Attack, folders: dict[str, Path], texts: Sequence[Encoded], families: Sequence[str]) -> None:
-    """Tells what `jaxunlearn attack` would do: `folders` by column, `texts` of all sets."""
+def attack(
+    settings: Attack,
+    folders: dict[str, Path],
+    texts: Sequence[Encoded],
+    families: Sequence[str],
+    lacking: dict[str, str],
+) -> None:
+    """Tells what `jaxunlearn attack` would do: `folders` by column, `texts` of all sets, what families are lacking."""
     with _told("attack", settings.out) as (reporter, rows):
         models_here = {name: Checkpoint.read(folder) for name, folder in folders.items()}
         for name, found in models_here.items():
             rows[name] = f"{folders[name]}: {found.told()}"
-        rows["tests"] = ", ".join(families)
+        families = [name for name in families if name not in lacking]
+        rows["tests"] = ", ".join(families) or "none"
+        if lacking:
+            rows["skipped"] = ", ".join(f"{name} (no {option})" for name, option in lacking.items())
         rows["texts"] = f"{_size_of(texts)}; every test reads some of them once or several times"
         rows |= _scoring(settings, models_here["after"], texts, len(folders) * len(families), reporter)
 
@@ -188,10 +197,11 @@ def _told(command: str, out: Path | None) -> Iterator[tuple[Reporter, dict[str, 
         yield reporter, rows
         rows["result"] = f"{out}, which is not there yet" if out is not None else "shown, and written nowhere: no --out"
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
         for name, text in rows.items():
-            table.add_row(f"[bold]{name}[/bold]", text)
+            table.add_row(Text(name, "bold"), Text(text))
         reporter.say(f"A dry run of `jaxunlearn {command}`: no weight was read, nothing was written.")
         reporter.console.print(table, highlight=False)
 

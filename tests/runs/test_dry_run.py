@@ -222,8 +222,10 @@ def test_evaluate_and_attack(world, tmp_path, capsys, at_once):
     assert {"before", "after", "retrained"} <= rows.keys()
     assert "scored under each of 3 models" in " ".join(rows["texts"].split())
     assert len(at_once) == 1
-    rows = told(capsys, "attack", *given, "--only", "membership", "--only", "quantisation", "--dry-run")
-    assert rows["tests"].strip() == "membership, quantisation"
+    only = ("--only", "membership", "--only", "lens", "--only", "quantisation")
+    rows = told(capsys, "attack", *given, *only, "--dry-run")
+    assert rows["tests"].strip() == "lens, quantisation"
+    assert rows["skipped"].strip() == "membership (no --holdout)"
     assert files(tmp_path) == set()
     texts = len(world.rows.forget) + len(world.rows.retain)
     assert at_once[1].times == 3 * 2 * -(-texts // 32)  # models, tests, batches
