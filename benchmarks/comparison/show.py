@@ -13,6 +13,7 @@ from jaxunlearn import files
 
 Numbers = dict[str, Any]
 FRAME = ("before", "seed floor", "retrained")
+FAR = 10.0  # nats a token: beyond, a point is told and not drawn
 
 QUALITY = {
     "distance": ("distance", 2),
@@ -123,16 +124,19 @@ def _values(units: list[Numbers], part: str, name: str) -> list[float | None]:
 
 
 def _cells(rows: list[Numbers], columns: dict[str, tuple[str, int]]) -> list[str]:
-    return [_cell([row.get(name) for row in rows], digits) for name, (_, digits) in columns.items()]
+    return [
+        _cell([row.get(name) for row in rows], digits, 2**20 if name == "peak" else 1)
+        for name, (_, digits) in columns.items()
+    ]
 
 
-def _cell(values: list[float | None], digits: int) -> str:
+def _cell(values: list[float | None], digits: int, unit: int) -> str:
     """Mean and half the 95% interval of Student's t over the seeds; a seed without a number is said."""
-    known = [value for value in values if value is not None]
+    known = [value / unit for value in values if value is not None]
     if not known:
         return "–"
-    scale = 2**20 if max(known) > 1e6 else 1
-    known = [value / scale for value in known]
+    if max(known) > 1e5:
+        return f"{np.mean(known):.0e}"
     mean = f"{np.mean(known):.{digits}f}"
     if len(known) > 1:
         from scipy.stats import t
@@ -164,6 +168,8 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
     figure, panels = plt.subplots(
         1, len(shown), figsize=(5.2 * len(shown), 4.6), squeeze=False, sharey=True, layout="constrained"
     )
+    points: dict[Any, dict[str, list[float]]] = {}
+    largest = [0.0, 0.0]
     for panel, regime in zip(panels[0], shown, strict=True):
         floor = [_average(frames, lambda f, k=key: f["seed floor"][k]) for key in ("forget_kl", "retain_kl")]
         panel.fill_between(
@@ -172,24 +178,31 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
         before = [_average(frames, lambda f, k=key: f["before"][k]) for key in ("forget_kl", "retain_kl")]
         panel.plot(*before, "k*", markersize=11, label="before")
         seen: set[str] = set()
-        points: dict[str, list[float]] = {}
+        points[panel], far = {}, []
         for method, result in regimes[regime].items():
             point = [_mean(_values(result["once"], "numbers", key)) for key in ("forget_kl", "retain_kl")]
             if not np.all(np.isfinite(point)):
+                continue
+            if max(point) > FAR:
+                far.append(f"{method}: {point[0]:.0f}, {point[1]:.0f}")
                 continue
             order = CANDIDATES[method].order
             mark, colour = marks[order]
             label = None if order in seen else names[order]
             seen.add(order)
             panel.plot(*point, mark, color=colour, markersize=6, label=label)
-            points[method] = point
+            points[panel][method] = point
         panel.set(
             xscale="log", yscale="log", title=f"retain set: {regime}", xlabel="KL to retrained on forget, nats/token"
         )
-        panel.set_xlim(left=0.6 * floor[0])
-        panel.set_ylim(bottom=0.6 * min(floor[1], before[1]))
         panel.grid(alpha=0.25, which="both")
-        _label(panel, points)
+        panel.text(0.98, 0.02, "\n".join(far), fontsize=6, transform=panel.transAxes, ha="right")
+        largest = [max([one, *(p[axis] for p in points[panel].values())]) for axis, one in enumerate(largest)]
+    # At the end, for all: panels share the axis, and a limit that is set keeps it from growing.
+    for panel in panels[0]:
+        panel.set_xlim(0.6 * floor[0], 1.8 * max(largest[0], before[0]))
+        panel.set_ylim(0.6 * min(floor[1], before[1]), 1.5 * max(largest[1], before[1]))
+        _label(panel, points[panel])
     panels[0][0].set_ylabel("KL to retrained on retain, nats/token")
     panels[0][0].legend(fontsize=7, loc="upper left")
     with files.new_file(path, replace=True) as temporary:
@@ -202,7 +215,7 @@ def _label(panel: Any, points: dict[str, list[float]]) -> None:
     taken: list[tuple[float, float]] = []
     for name, point in sorted(points.items(), key=lambda item: item[1][1]):
         x, y = panel.transData.transform(point) + np.array([5.0, 0.0])
-        while any(abs(x - a) < 70 and abs(y - b) < 9 for a, b in taken):
+        while any(abs(x - a) < 190 and abs(y - b) < 9 for a, b in taken):
             y += 3
         taken.append((x, y))
         at = panel.transData.inverted().transform((x, y))
