@@ -172,7 +172,7 @@ def test_a_private_run_draws_anew_and_leaves_no_secret(tmp_path, monkeypatch):
 def _shapes_of_private():
     from jaxunlearn.runs.fit_private import _optimizer
 
-    return table(), _optimizer(1e-2, 0.0, 7, 8).init(table())
+    return table(), None, _optimizer(1e-2, 0.0, 7, 8).init(table())
 
 
 def test_processes_decide_as_the_first_does_and_fail_together(monkeypatch):
