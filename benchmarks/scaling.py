@@ -117,7 +117,7 @@ def devices(rounds: int, clock: Callable[[], float]) -> Iterator[Point]:
 
 def records(rounds: int, clock: Callable[[], float]) -> Iterator[Point]:
     """Asking the original model and one pass of steps, from encoded records on; compiled beforehand."""
-    rows = data.corpus(seed=0, people=700)
+    rows = data.corpus(seed=0, people=110)
     tokenizer = data.train_tokenizer(data.training_texts(rows), vocab_size=1024)
     every = data.encode(data.from_rows(rows.retain), tokenizer, max_length=64)
     kept = every[-64:]
