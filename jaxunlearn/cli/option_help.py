@@ -114,4 +114,5 @@ def _text(settings: type, name: str) -> str | None:
 def _texts(settings: type) -> dict[str, str]:
     import docstring_parser
 
-    return {p.arg_name: p.description for p in docstring_parser.parse_from_object(settings).params if p.description}
+    told = [p for kind in settings.__mro__[-2::-1] for p in docstring_parser.parse_from_object(kind).params]
+    return {p.arg_name: p.description for p in told if p.description}

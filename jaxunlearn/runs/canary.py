@@ -35,7 +35,7 @@ def insert(settings: CanaryInsert) -> list[Canary]:
         raise ValueError(f"--out and --key are both {settings.out}: the key must be a file of its own")
     records.refuse_result(settings.out)
     records.refuse_files(key=settings.key)
-    fields = settings.text.fields
+    fields = settings.columns.fields
     templates = [CanaryTemplate(text) for text in dict.fromkeys(settings.template)]
     read = [record for source in settings.data for record in data.read(source, fields=fields)]
     rows, key = insert_among(

@@ -25,11 +25,11 @@ def compare(settings: Compare) -> dict[str, Any]:
     else:
         records.refuse_result(settings.out)
         records.refuse_files(open_unlearning=settings.open_unlearning)
-    if settings.examples is not None and settings.examples < 1:
-        raise ValueError(f"--examples {settings.examples}: give a number of at least 1")
+    if settings.limit is not None and settings.limit < 1:
+        raise ValueError(f"--limit {settings.limit}: give a number of at least 1")
     run = read_log(settings.run, settings.column)
     reference = read_log(settings.reference, settings.reference_column)
-    found = against(run, reference, examples=settings.examples, seed=settings.seed)
+    found = against(run, reference, examples=settings.limit, seed=settings.seed)
     converted = None
     if settings.open_unlearning is not None:
         converted = open_unlearning(read_result(settings.run, settings.column))
@@ -40,7 +40,7 @@ def compare(settings: Compare) -> dict[str, Any]:
             reporter.console.print(_table(found["metrics"]))
         if settings.out is not None:
             facts = {"run": str(settings.run), "reference": str(settings.reference)}
-            kinds = {"kinds": [run.kind, reference.kind], "examples": settings.examples, "seed": settings.seed}
+            kinds = {"kinds": [run.kind, reference.kind], "examples": settings.limit, "seed": settings.seed}
             evals.write_result(settings.out, {**facts, **kinds, **found})
             reporter.say(f"all numbers -> {settings.out}")
         if converted is not None:

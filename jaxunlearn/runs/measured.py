@@ -156,9 +156,11 @@ def _doubts(settings: Report, run: Run, files: Sequence[Results]) -> list[str]:
     if record.get("weights") not in (None, run.weights):
         found.append(f"The weights in {run.folder} are not those that its record was written for.")
     start = record.get("inputs", {}).get("model", {}).get("sha256")
-    given = None if settings.retrained is None else records.digest(settings.retrained)
-    if settings.retrained is not None and given is None:
-        raise ValueError(f"--retrained {settings.retrained}: no checkpoint folder with safetensors is there")
+    given = None if settings.reference_model is None else records.digest(settings.reference_model)
+    if settings.reference_model is not None and given is None:
+        raise ValueError(
+            f"--reference-model {settings.reference_model}: no checkpoint folder with safetensors is there"
+        )
     for one in files:
         name = one.path.name
         if one.column_of(run.folder, run.weights) is None:
@@ -166,7 +168,7 @@ def _doubts(settings: Report, run: Run, files: Sequence[Results]) -> list[str]:
         if start and one.weights.get("before") not in (None, start):
             found.append(f"What {name} calls the model before is not the one that the run began with.")
         if given and one.weights.get("retrained") not in (None, given):
-            found.append(f"The retrained model of {name} is not the one in {settings.retrained}.")
+            found.append(f"The retrained model of {name} is not the one in {settings.reference_model}.")
         if one.suite is None and not same_records(one, record):
             found.append(f"{name} was measured on other records than those that were to be forgotten.")
     if len({one.weights.get("retrained") for one in files if one.weights.get("retrained")}) > 1:

@@ -53,7 +53,7 @@ def report(settings: Report) -> Path:
 def _evidence(settings: Report, run: Run, found: Measured) -> Evidence:
     record = run.record
     known = next((one.models["retrained"] for one in found.evaluations if "retrained" in one.models), None)
-    retrained = known if settings.retrained is None else str(settings.retrained)
+    retrained = known if settings.reference_model is None else str(settings.reference_model)
     requests = _requests(run, found)
     open_requests = [int(one["Request"]) for one in requests[:-1] if one["KL to retrained now"] == UNKNOWN]
     lacking = unmeasured(
@@ -148,12 +148,14 @@ def _identities(settings: Report, run: Run, found: Measured) -> list[Identity]:
     for one in [*found.evaluations, *([found.attack] if found.attack else [])]:
         rows.append(Identity(_ROLES[one.command], str(one.path), records.digest(one.path), "read for this page"))
         if one.weights.get("retrained"):
-            place = settings.retrained or locate(one.models["retrained"], one.path.parent)
+            place = settings.reference_model or locate(one.models["retrained"], one.path.parent)
             now = None if place is None else records.digest(place)
             add("retrained model", one.models["retrained"], one.weights["retrained"], now, now is not None)
-    if settings.retrained is not None:
+    if settings.reference_model is not None:
         rows.append(
-            Identity("retrained model", str(settings.retrained), records.digest(settings.retrained), "as given")
+            Identity(
+                "retrained model", str(settings.reference_model), records.digest(settings.reference_model), "as given"
+            )
         )
     shown = [("comparison", path) for path in settings.compare]
     shown += [("seed floor", settings.seed_floor)] if settings.seed_floor else []

@@ -32,7 +32,7 @@ def test_version(argv, capsys):
         ("finetune", ["--model", "--data", "--out", "--epochs", "--learning-rate", "--mesh", "--coordinator"]),
         ("unlearn", ["--model", "--forget", "--retain", "--out", "--method", "--option", "--steps", "--seed"]),
         ("evaluate", ["--model", "--reference-model", "--before-model", "--forget", "--suite", "--data", "--out"]),
-        ("compare", ["--out", "--column", "--examples", "--open-unlearning"]),
+        ("compare", ["--out", "--column", "--limit", "--open-unlearning"]),
         ("methods", []),
     ],
 )

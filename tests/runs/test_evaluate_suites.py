@@ -131,7 +131,7 @@ def test_the_published_logs_give_the_golden_numbers(tmp_path, capsys):
     assert (round(row["run"], 3), round(row["reference"], 3)) == (0.516, 0.674)
     low, high = row["interval"]
     assert low < row["difference"] < high < 0  # the same questions: their difference is surely not 0
-    assert main(["compare", *files, "--examples", "100"]) == 0
+    assert main(["compare", *files, "--limit", "100"]) == 0
     assert "over 100 and 100 questions" in capsys.readouterr().out
 
 

@@ -82,8 +82,10 @@ def test_numbers_that_may_be_about_something_else_get_no_verdict(home, case):
 
 def test_another_retrained_model_than_the_one_given_is_a_doubt(home):
     evaluation = measure(home, "e.json")
-    assert "is not judged" not in verdict(reported(home, "--evaluation", evaluation, "--retrained", home / "retrained"))
-    assert "is not judged" in verdict(reported(home, "--evaluation", evaluation, "--retrained", home / "second"))
+    assert "is not judged" not in verdict(
+        reported(home, "--evaluation", evaluation, "--reference-model", home / "retrained")
+    )
+    assert "is not judged" in verdict(reported(home, "--evaluation", evaluation, "--reference-model", home / "second"))
 
 
 def test_results_of_other_weights_nearby_are_passed_over_and_a_moved_model_is_known_by_its_hash(home):
@@ -182,7 +184,7 @@ REFUSED = {
     "no such column": (["report", "gone", "--seed-floor", "mine.json", "--seed-floor-column", "x"], "no column 'x'"),
     "no other": (["report", "gone", "--compare", "mine.json"], "holds no other unlearned model"),
     "other standard": (["report", "gone", "--compare", "foreign.json"], "another retrained model"),
-    "no weights": (["report", "gone", "--retrained", "."], "no checkpoint folder"),
+    "no weights": (["report", "gone", "--reference-model", "."], "no checkpoint folder"),
     "exists": (["report", "gone", "--out", "forget.jsonl"], "exists already"),
 }
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxunlearn.runs.settings.durability import Checkpoints
-from jaxunlearn.runs.settings.groups import OF_ONE_START, OUTPUT, Devices, Text
+from jaxunlearn.runs.settings.groups import OF_ONE_START, OUTPUT, Columns, Devices, Text
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Compare:
     """Which model of RUN, where it holds several."""
     reference_column: str = "retrained"
     """Which model of REFERENCE, where it holds several."""
-    examples: int | None = None
+    limit: int | None = None
     """Only the first so many questions of each set: TOFU scores 300, OpenUnlearning all 400."""
     open_unlearning: Path | None = field(default=None, metadata=OUTPUT)
     """New JSON file: RUN, if ours, in OpenUnlearning's form and under its names."""
@@ -154,7 +154,7 @@ class CanaryInsert:
     """How often a canary is inserted; repeat the flag for several. Default 1, 4 and 16."""
     seed: int = 0
     """Draws canaries and their places."""
-    text: Text = field(default_factory=Text)
+    columns: Columns = field(default_factory=Columns)
 
 
 @dataclass(frozen=True)

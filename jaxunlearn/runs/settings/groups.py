@@ -54,15 +54,9 @@ class Devices:
 
 
 @dataclass(frozen=True)
-class Text:
-    """How records become text."""
+class Columns:
+    """Which fields of a record hold what."""
 
-    max_length: int | None = None
-    """Longest sequence, tokens; default the model's context."""
-    truncate: bool = False
-    """Cut longer records instead of refusing them."""
-    question_template: str = "Question: {prompt}\nAnswer: {completion}"
-    """How a question and its answer are written."""
     prompt_field: str | None = None
     """Field that holds the prompt, if not question, prompt or text."""
     completion_field: str | None = None
@@ -79,6 +73,18 @@ class Text:
         from jaxunlearn.data import Fields
 
         return Fields(self.prompt_field, self.completion_field, self.text_field, self.messages_field, self.entity_field)
+
+
+@dataclass(frozen=True)
+class Text(Columns):
+    """How records become text."""
+
+    max_length: int | None = None
+    """Longest sequence, tokens; default the model's context."""
+    truncate: bool = False
+    """Cut longer records instead of refusing them."""
+    question_template: str = "Question: {prompt}\nAnswer: {completion}"
+    """How a question and its answer are written."""
 
     @property
     def template(self) -> Template:

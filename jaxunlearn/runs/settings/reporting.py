@@ -27,7 +27,7 @@ class Report:
     """Result file of another unlearned model, or its folder: a further point in the plane, column of the table and line
     in the curves; repeat the flag for several. It must be about the same forget set and retrained model. Of a folder
     that nobody has evaluated only the curves are shown."""
-    retrained: Path | None = None
+    reference_model: Path | None = None
     """Checkpoint folder of the retrained model, to be checked against the evaluation."""
     show_text: bool = False
     """Show records and what the models wrote. Default: numbers only."""
