@@ -12,6 +12,7 @@ are taken at p; steps are added to x.
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.lax import bitcast_convert_type
 from jaxtyping import Array, BFloat16, Float32, Int16
 
@@ -47,7 +48,7 @@ def apply_updates(params: Tree, remainder: Tree | None, updates: Tree) -> tuple[
         (1.0078125, 1.0)
     """
     if remainder is None:
-        return jax.tree.map(lambda p, u: (p + u).astype(p.dtype), params, updates), None
+        return optax.apply_updates(params, updates), None
     both = jax.tree.map(_add, params, remainder, updates)
     return tuple(jax.tree.map(lambda _, pair, part=part: pair[part], params, both) for part in (0, 1))
 

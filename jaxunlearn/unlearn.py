@@ -30,7 +30,8 @@ class UnlearnState(NamedTuple):
         opt_state: state of the method's transformation (damping, moments).
         key: random key of the next step.
         frozen: with `trainable`, the tree of all other parameters, which no step touches or pays for.
-        remainder: what rounding left of bfloat16 parameters, so that small steps add up (`jaxunlearn.remainder`).
+        remainder: what rounding left of bfloat16 parameters, so that small steps add up (`jaxunlearn.remainder`); it
+            belongs to these `params`, and whoever puts others in their place puts `remainder.start(others)` here.
     """
 
     step: Int[Array, ""]

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import optax
 
 from jaxunlearn.curvature import Identity, Stored
-from jaxunlearn.methods import CATALOGUE, Method, compose
-from jaxunlearn.objectives import NLL, CounterfactualKL, Divergence, Objective, needs_of
+from jaxunlearn.methods import CATALOGUE, Method, compose, matching
+from jaxunlearn.methods.first_order import Retain
+from jaxunlearn.objectives import NLL, CounterfactualKL, Divergence, Objective
 from jaxunlearn.solvers import ClosedForm
 from jaxunlearn.transforms import STORED, TrustRegion, anchor_by_curvature, damp_by_mean
 
@@ -86,17 +87,6 @@ def _second(name: str, gradients: float, **changes: Any) -> Candidate:
     return Candidate(entry.make, order="second", gradients=gradients, **fields)
 
 
-def matching_by_adam(
-    *, optimizer: optax.GradientTransformation, retain_weight: float = 1.0, divergence: Divergence = "forward"
-) -> Method:
-    """The objective of counterfactual_matching under AdamW: what its curvature has to beat."""
-    terms = ((1.0, CounterfactualKL(divergence)),)
-    kept = ((retain_weight, NLL("retain")),) if retain_weight else ()
-    return Method(
-        "matching_by_adam", Objective(terms + kept), optax.with_extra_args_support(optimizer), needs_of(terms)
-    )
-
-
 def matching_by_stored(*, max_kl: float, damping: float, factors: str) -> Method:
     """The same objective in the metric of stored EK-FAC factors: no retain example is read."""
     return compose(
@@ -117,12 +107,12 @@ def matching_pulled_back(
     *,
     optimizer: optax.GradientTransformation,
     strength: float,
-    retain_weight: float = 1.0,
+    retain: Retain = "nll",
     divergence: Divergence = "forward",
 ) -> Method:
     """The same objective pulled back to where it began by a plain `strength/2 |theta - theta_0|^2`: what the curvature
     of an anchor has to beat."""
-    method = matching_by_adam(optimizer=optimizer, retain_weight=retain_weight, divergence=divergence)
+    method = matching(optimizer=optimizer, retain=retain, divergence=divergence)
     anchor = anchor_by_curvature(Identity(), strength=strength, metric=(("forget", 1.0),))
     return method._replace(name="matching_pulled_back", transform=optax.chain(anchor, method.transform))
 
@@ -163,14 +153,12 @@ CANDIDATES: dict[str, Candidate] = {
     "eul": _first("eul", 4, None, trains="layers", grid={"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}),
     "sam": _first("sam", 3),
     "smoothed": _first("smoothed", 6),
-    "matching_by_adam": Candidate(
-        matching_by_adam, RATES, {}, {"retain_weight": 0.0}, "first", 2, ascends=False, steps=40
-    ),
+    "matching": _first("matching", 2, fixed={"divergence": "forward"}, steps=40),
     "matching_pulled_back": Candidate(
         matching_pulled_back,
         {"learning_rate": (3e-4, 1e-3), "strength": (0.01, 0.1, 1.0)},
         {},
-        {"retain_weight": 0.0},
+        ALONE,
         "first",
         2,
         ascends=False,
@@ -239,7 +227,7 @@ CANDIDATES: dict[str, Candidate] = {
 # Forward, as published, and in both directions: the same methods. The best points of the grids above lay on their
 # edges, so all four are moved by one or two places.
 MOVED = {
-    "matching_by_adam": {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)},
+    "matching": {"learning_rate": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)},
     "matching_pulled_back": {"learning_rate": (1e-3, 3e-3), "strength": (0.001, 0.01, 0.1)},
     "counterfactual_matching": {"max_kl": (1e-3, 1e-2, 1e-1), "damping": (0.01, 0.1)},
     "anchored_matching, stored": {"learning_rate": (1e-3, 3e-3), "strength": (10.0, 30.0, 100.0)},
@@ -251,4 +239,4 @@ CANDIDATES |= {
     for name, grid in MOVED.items()
 }
 
-QUICK = ("grad_diff", "npo", "matching_by_adam", "gauss_newton_ascent", "counterfactual_matching", "kfade, stored")
+QUICK = ("grad_diff", "npo", "matching", "gauss_newton_ascent", "counterfactual_matching", "kfade, stored")

@@ -121,14 +121,10 @@ def _doses(settings: Attack, model: Model) -> Doses:
 
 def _lacking(settings: Attack, families: Sequence[str]) -> dict[str, str]:
     """Families that have nothing to go on, with the option they miss."""
-    needed = {
-        "membership": ("holdout",),
-        "document": ("retain", "holdout"),
-        "canaries": ("canaries",),
-        "relearning": ("reference_model",),
-    }
-    missing = ((name, option) for name in families for option in needed.get(name, ()) if not getattr(settings, option))
-    return {name: f"--{option.replace('_', '-')}" for name, option in missing}
+    given = {one: getattr(settings, one) for one in (*SETS, "canaries")} | {"reference": settings.reference_model}
+    flags = {"reference": "--reference-model"}
+    missing = ((name, part) for name in families for part in FAMILIES[name].needs if not given[part])
+    return {name: flags.get(part, f"--{part}") for name, part in missing}
 
 
 def _beside(settings: Attack) -> dict[str, Path]:

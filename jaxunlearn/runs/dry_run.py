@@ -22,7 +22,7 @@ from jaxunlearn.runs import coresets, scoring_budget, streamed_work
 from jaxunlearn.runs.budget import Form, choose, choose_training, method_in, problem_for, training_step
 from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.headers import Checkpoint
-from jaxunlearn.runs.needs import Work, disk, needs, size_of
+from jaxunlearn.runs.needs import TOO_LARGE, Work, disk, needs, size_of
 from jaxunlearn.runs.options import options_of
 from jaxunlearn.runs.prepared import Prepared, batch_sizes, prompts_of
 from jaxunlearn.runs.programs import PROGRAMS, Program, abstract, model_of, state_of
@@ -201,7 +201,9 @@ def _told(command: str, out: Path | None) -> Iterator[tuple[Reporter, dict[str, 
 
         table = Table.grid(padding=(0, 2))
         for name, text in rows.items():
-            table.add_row(Text(name, "bold"), Text(text))
+            shown = Text(text)
+            shown.highlight_words([TOO_LARGE], "red")
+            table.add_row(Text(name, "bold"), shown)
         reporter.say(f"A dry run of `jaxunlearn {command}`: no weight was read, nothing was written.")
         reporter.console.print(table, highlight=False)
 

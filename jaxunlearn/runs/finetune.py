@@ -75,7 +75,7 @@ def finetune(settings: Finetune) -> Path:
         reporter.say(f"{len(encoded)} records{shared}, learning rate {rate:.1e}")
         if again:
             shown = ", ".join(again[:8])
-            reporter.say(f"[yellow]warning:[/yellow] this teaches again what was to be forgotten: {shown}")
+            reporter.warn(f"this teaches again what was to be forgotten: {shown}")
         if promised is not None:
             reporter.say(
                 f"private: epsilon {promised['epsilon']:.4g} at delta {promised['delta']:.4g}, noise multiplier "

@@ -22,6 +22,8 @@ from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.throughput import ceiling
 from jaxunlearn.sharding.topology import Chip, Topology
 
+TOO_LARGE = "does not fit"
+
 
 class Work(NamedTuple):
     """A program and how often a run calls it.
@@ -55,7 +57,7 @@ def needs(work: Sequence[Work], mesh: Mesh, reporter: Reporter) -> dict[str, str
     )
     total = most.total + held
     fits = most.memory is not None and total <= most.memory
-    verdict = "fits" if fits else "[red]does not fit[/red]"
+    verdict = "fits" if fits else TOO_LARGE
     has = "what a device has is unknown" if most.memory is None else f"of {size_text(most.memory)}: {verdict}"
     parts = (most.arguments, most.results, most.temporaries)
     split = "weights and state {}, results {}, temporaries {}".format(*map(size_text, parts))

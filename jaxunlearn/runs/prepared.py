@@ -107,7 +107,7 @@ def prompts_of(settings: Unlearn, ready: Prepared, reporter: Reporter) -> data.C
     if matches and not found.covered.any():
         raise ValueError(message)
     if message and matches:
-        reporter.say(f"[yellow]warning:[/yellow] {message} They are forgotten only as far as they resemble the others.")
+        reporter.warn(f"{message} They are forgotten only as far as they resemble the others.")
     return found
 
 

@@ -6,7 +6,6 @@ leaves its record; and the same numbers for TensorBoard or Weights & Biases, if 
 processes only the first shows and writes anything.
 """
 
-import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,19 +17,6 @@ from jaxunlearn.runs.trackers import SHOWN_BY, JsonLines, Tracker, open_trackers
 
 SECONDS_BETWEEN_LINES = 10.0
 WIDTH_IN_A_PIPE = 170
-
-
-def _ours(text: str) -> str:
-    """The text with no markup but our own: a folder may be named `run[bold]`.
-
-    Example:
-        >>> _ours("[yellow]warning:[/yellow] wrote out[bold]")
-        '[yellow]warning:[/yellow] wrote out\\\\[bold]'
-    """
-    from rich.markup import escape
-
-    parts = re.split(r"(\[/?(?:green|yellow|red|dim)\])", text)
-    return "".join(part if index % 2 else escape(part) for index, part in enumerate(parts))
 
 
 class Stage:
@@ -131,8 +117,18 @@ class Reporter:
             tracker.log(stage, step, facts)
 
     def say(self, text: str) -> None:
-        """A line for the person watching. In a pipe it stays one line, however long."""
-        self.console.print(_ours(text), highlight=False, soft_wrap=not self.console.is_terminal)
+        """A line for the person watching, without markup: a folder may be named `run[bold]`."""
+        self._line(text)
+
+    def warn(self, text: str) -> None:
+        """A line of something that is perhaps not as the person wanted it."""
+        self._line(("warning:", "yellow"), f" {text}")
+
+    def _line(self, *parts: str | tuple[str, str]) -> None:
+        """A line of plain parts and parts with a style. In a pipe it stays one line, however long."""
+        from rich.text import Text
+
+        self.console.print(Text.assemble(*parts), soft_wrap=not self.console.is_terminal)
 
     @contextmanager
     def stage(self, name: str, total: int, *, tokens: int = 0) -> Iterator[Stage]:
@@ -147,7 +143,7 @@ class Reporter:
             yield Stage(self, name, total, tokens, None, None)
         seconds = time.monotonic() - start
         self.record(stage=name, seconds=round(seconds, 2))
-        self.say(f"[green]✓[/green] {name} [dim]{seconds:.1f} s[/dim]")
+        self._line(("✓", "green"), f" {name} ", (f"{seconds:.1f} s", "dim"))
 
     def close(self) -> None:
         for tracker in [*([] if self._lines is None else [self._lines]), *self._trackers]:

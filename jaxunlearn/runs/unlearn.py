@@ -43,7 +43,7 @@ def unlearn(settings: Unlearn) -> Path:
         if work.resumed:
             reporter.say(work.told())
         if method.factors is not None and (moved := warn_if_moved(method.factors, before)):
-            reporter.say(f"[yellow]warning:[/yellow] {moved}")
+            reporter.warn(moved)
         prompts = prompts_of(settings, ready, reporter)
         mesh = settings.devices.make_mesh()
         form = Form()
@@ -83,7 +83,7 @@ def unlearn(settings: Unlearn) -> Path:
             stop = stored.unseen_nll
             if holdout:
                 stop = work.keep("holdout", lambda: mean_nll(model, params, holdout, mesh=mesh))
-            reporter.say(_why_stop(stop, holdout is not None))
+            _tell_stop(reporter, stop, holdout is not None)
         chosen = trainable.choose(
             settings.trainable, model, params, forget_set, retain_set, seed=settings.seed, mesh=mesh
         )
@@ -135,9 +135,7 @@ def unlearn(settings: Unlearn) -> Path:
                 f"options that choose what is changed (`jaxunlearn methods {settings.method}`)"
             )
         if skipped:
-            reporter.say(
-                f"[yellow]warning:[/yellow] {skipped} of {len(done.history)} steps were not finite and not applied"
-            )
+            reporter.warn(f"{skipped} of {len(done.history)} steps were not finite and not applied")
         facts = evidence.facts(method, done, stored, stop, time.monotonic() - start)
         if watching is not None:
             rules = {"goals": watching.goals, "limits": watching.limits}
@@ -176,11 +174,13 @@ def unlearn(settings: Unlearn) -> Path:
     return settings.out
 
 
-def _why_stop(stop: float | None, from_holdout: bool) -> str:
+def _tell_stop(reporter: Reporter, stop: float | None, from_holdout: bool) -> None:
+    """Where a method that ascends will stop, and why there."""
     if stop is None:
-        return (
-            "[yellow]warning:[/yellow] no place to stop is known (no names to replace in the prompts): the method runs "
-            "all its steps and may destroy the model; give --holdout or --stop-at-nll"
+        reporter.warn(
+            "no place to stop is known (no names to replace in the prompts): the method runs all its steps and may "
+            "destroy the model; give --holdout or --stop-at-nll"
         )
+        return
     source = "holdout records" if from_holdout else "the same answers about people that do not exist"
-    return f"stops when the forget loss reaches {stop:.3f} nats per token, that of {source}"
+    reporter.say(f"stops when the forget loss reaches {stop:.3f} nats per token, that of {source}")

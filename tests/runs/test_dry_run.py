@@ -127,7 +127,7 @@ def test_whether_a_program_fits_is_said(world, encoded, memory, monkeypatch):
         found = needs.needs(work, make_mesh(devices=[device]), reporter)
     assert "in a product" in found["memory"] or not held
     assert found["memory"].startswith("1.00 GiB") == ("held meanwhile 1.00 GiB" in found["memory"]) == bool(held)
-    said = {1: "does not fit", None: "unknown", 2**40: ": fits"}[memory]
+    said = {1: ": does not fit (", None: "unknown", 2**40: ": fits ("}[memory]
     assert said in found["memory"]
     assert f"at least {5 * 2 * 8**3 / 1e9:.2g} s at the 1e+09" in found["time"]
     assert "5 x 1.02e+03 FLOPs" in found["time"]

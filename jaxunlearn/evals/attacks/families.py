@@ -221,16 +221,18 @@ class Family(NamedTuple):
     Attributes:
         metrics: what they measure.
         run: `(target, doses)` to the measures; a string is the reason why there are none.
+        needs: parts of the target without which there are none.
     """
 
     metrics: tuple[str, ...]
     run: Callable[[Target, Doses], Result | Measure | str]
+    needs: tuple[str, ...] = ()
 
 
 FAMILIES: dict[str, Family] = {
-    "membership": Family(tuple(ATTACKS), _membership),
-    "document": Family(("forget_document_auc",), _document),
-    "canaries": Family(("canary_exposure",), _canaries),
+    "membership": Family(tuple(ATTACKS), _membership, ("holdout",)),
+    "document": Family(("forget_document_auc",), _document, ("retain", "holdout")),
+    "canaries": Family(("canary_exposure",), _canaries, ("canaries",)),
     "extraction": Family(tuple(EXTRACTION_METRICS), _extraction),
     "conflict": Family(tuple(CONFLICT_METRICS), _conflict),
     "paraphrase": Family(("paraphrase_return",), _paraphrase),
@@ -238,5 +240,5 @@ FAMILIES: dict[str, Family] = {
     "lens": Family(("logit_lens_memorisation",), _lens),
     "probe": Family(("probe_auc",), _probe),
     "quantisation": Family(("quantisation_int8_robustness", "quantisation_int4_robustness"), _quantisation),
-    "relearning": Family(("relearning_robustness",), _relearning),
+    "relearning": Family(("relearning_robustness",), _relearning, ("reference",)),
 }
