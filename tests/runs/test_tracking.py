@@ -116,6 +116,18 @@ def test_only_the_first_process_shows_and_writes(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_lines_are_shown_as_they_are_whatever_a_folder_is_called(capsys):
+    long = "x" * 300
+    with Reporter() as reporter:
+        reporter.say(f"-> run[bold]/[red]{long}")
+        reporter.warn("out[/dim] is old")
+        with reporter.stage("reading [green]", 1):
+            pass
+    said, warned, done = capsys.readouterr().out.splitlines()
+    assert (said, warned) == (f"-> run[bold]/[red]{long}", "warning: out[/dim] is old")
+    assert done.startswith("✓ reading [green] ")
+
+
 def test_a_pipe_gets_plain_lines_with_the_time_left(monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1.0)
     with Reporter() as reporter, reporter.stage("newton_removal", 9, tokens=64) as stage:
