@@ -6,7 +6,9 @@
 Each row is a tiny random model of `family_models.py`. Errors are largest absolute differences from torch in float32:
 of logits (padded on the right, and on the left where generation pads), of gradients of the mean next-token loss, and
 of every tensor of a saved model that torch loads again. The Hessian-vector product is compared with a central
-difference of gradients, as a share of its norm.
+difference of gradients, as a share of its norm. Forms are how a checkpoint may be stored: with the head tied to the
+embedding or not, in one file of float32, in several of bfloat16, or in several of both; a form counts if it computes
+what torch computes and is saved again with every tensor bit for bit as it was.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
-from family_models import FAMILIES, Family, built, tokens, torch_logits
+from family_models import FAMILIES, Family, built, tokens, torch_logits, torch_model
 from safetensors.numpy import load_file
 
 from jaxunlearn import models, sharding, tree
@@ -34,12 +36,18 @@ from jaxunlearn.curvature import combine, partition
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 MARKERS = ("<!-- families: written by benchmarks/families.py -->", "<!-- /families -->")
+HEAD = (
+    "| family | stored forms | logits | gradient | HVP | loss, a LoRA step on 8 devices | saved, loaded by torch | "
+    "greedy tokens equal to torch |",
+    "| --- | --- | --- | --- | --- | --- | --- | --- |",
+)
 NEW_TOKENS = 64
 PROMPTS = [
     [5, 9, 33, 12, 7, 41, 8, 22, 60, 3, 17, 29, 30],
     [4, 4, 51, 9, 9, 31, 20, 14, 11, 6, 45, 3, 58, 13],
     [50] * 13,
 ]
+FORMS = [(tied, kind) for tied in (True, False) for kind in ("float32", "bfloat16", "mixed")]
 REAL = np.array([[1] * 20, [1] * 13 + [0] * 7])  # the second row is padded on the right
 
 
@@ -114,14 +122,65 @@ def round_trip(family: Family, folder: Path) -> tuple[float, float]:
     )
 
 
+def left_padded(family: Family) -> float:
+    """Largest difference of the logits after prompts that are padded on the left, as generation pads them."""
+    ids, mask = _left_padded()
+
+    def last(module: Any, ids: Any, padding: Any) -> Any:
+        return module.extend(ids, module.empty_cache(padding, ids.shape[1]))[0]
+
+    decoder = family.model.source
+    run = jax.jit(lambda *args: decoder.run(last, *args, out_axes=("batch", None)))
+    ours = run(family.params, ids.astype(np.int32), (mask == 0).sum(1).astype(np.int32))
+    with torch.no_grad():
+        return float(np.abs(np.asarray(ours) - torch_logits(family.torch, ids, mask)[:, -1].numpy()).max())
+
+
+def _left_padded() -> tuple[np.ndarray, np.ndarray]:
+    width = max(map(len, PROMPTS))
+    rows = [
+        ([0] * (width - len(prompt)) + prompt, [0] * (width - len(prompt)) + [1] * len(prompt)) for prompt in PROMPTS
+    ]
+    ids, mask = zip(*rows, strict=True)
+    return np.array(ids), np.array(mask)
+
+
+def forms(case: str, folder: Path) -> dict[tuple[bool, str], float]:
+    """Largest difference of logits from torch for each form; infinite where a tensor that is saved again differs."""
+    return {(tied, kind): _form(case, tied, kind, folder / f"{tied} {kind}") for tied, kind in FORMS}
+
+
+def _form(case: str, tied: bool, kind: str, folder: Path) -> float:
+    module = torch_model(case, tie_word_embeddings=tied)
+    for name, weight in module.named_parameters():
+        # In "mixed", vectors and the matrices of one layer are wider than the rest.
+        if kind == "bfloat16" or (kind == "mixed" and weight.ndim > 1 and ".0." not in name):
+            weight.data = weight.data.bfloat16()
+    size, other = (10**9, 20_000) if kind == "float32" else (20_000, 10**9)
+    module.save_pretrained(folder / "torch", max_shard_size=size)
+    module.float()
+    models.save(folder / "ours", *models.load(folder / "torch"), max_shard_size=other)
+    before, after = (_tensors(folder / name) for name in ("torch", "ours"))
+    if before.keys() != after.keys() or any(
+        before[name].dtype != after[name].dtype or before[name].tobytes() != after[name].tobytes() for name in before
+    ):
+        return math.inf
+    model, params = models.load(folder / "ours", dtype="float32")
+    with torch.no_grad():
+        expected = torch_logits(module, tokens()).numpy()
+    return float(np.abs(np.asarray(jax.jit(model.logits)(params, tokens())) - expected).max())
+
+
+def _tensors(folder: Path) -> dict[str, np.ndarray]:
+    return {name: tensor for file in folder.glob("*.safetensors") for name, tensor in load_file(file).items()}
+
+
 def greedy(family: Family) -> tuple[list[list[int]], list[list[int]]]:
     """Continuations of a batch padded on the left, ours and torch's."""
     ours = models.generate(family.model, family.params, PROMPTS, max_new_tokens=NEW_TOKENS)
-    width = max(map(len, PROMPTS))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in PROMPTS])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in PROMPTS])
+    ids, mask = map(torch.tensor, _left_padded())
     out = family.torch.generate(ids, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False)
-    return ours, out[:, width:].tolist()
+    return ours, out[:, ids.shape[1] :].tolist()
 
 
 def low_rank_step(family: Family) -> tuple[float, float, float]:
@@ -149,19 +208,28 @@ def low_rank_step(family: Family) -> tuple[float, float, float]:
     return float(changed), float(before), float(step(adapters, placed)[0])
 
 
+def label(case: str) -> str:
+    """What the first column calls a family."""
+    kind, *rest = case.split(",")
+    return ",".join([f"`{kind}`", *rest])
+
+
 def row(case: str) -> str:
     """One line of the table."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         family = built(case, folder / "torch")
         found = derivatives(family, folder / "gradient")
+        padded = left_padded(family)
+        stored = forms(case, folder / "forms")
         tensors, logits = round_trip(family, folder / "saved")
         ours, theirs = greedy(family)
         changed, before, after = low_rank_step(family)
     same = sum(a == b for x, y in zip(ours, theirs, strict=True) for a, b in zip(x, y, strict=True))
     cells = (
-        f"`{case}`" if "," not in case else f"`{case.split(',')[0]}`,{case.split(',')[1]}",
-        f"{found.logits:.0e}",
+        label(case),
+        f"{sum(error < 1e-4 for error in stored.values())} of {len(stored)}",
+        f"{max(found.logits, padded):.0e}",
         f"{found.gradient:.0e}",
         f"{found.product:.0e}",
         f"{before:.2f} to {after:.2f}" if after < before and changed < 1e-4 else "fails",
@@ -173,11 +241,7 @@ def row(case: str) -> str:
 
 def table() -> str:
     """The whole table, in Markdown; its rows are printed as they are measured."""
-    lines = [
-        "| family | logits | gradient | HVP | loss, a LoRA step on 8 devices | saved, loaded by torch | greedy tokens "
-        "equal to torch |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    lines = list(HEAD)
     for case in FAMILIES:
         lines.append(row(case))
         print(lines[-1], flush=True)

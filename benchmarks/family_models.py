@@ -117,10 +117,11 @@ class Family(NamedTuple):
     params: dict
 
 
-def torch_model(case: str) -> Any:
+def torch_model(case: str, **switches: Any) -> Any:
     """The torch model, all weights drawn anew: a norm of ones or a bias of zeros would hide its own absence."""
     kind = case.split(",")[0]
-    fields = {name: value for name, value in SIZES.items() if name not in ABSENT.get(kind, ())} | FAMILIES[case]
+    fields = {name: value for name, value in SIZES.items() if name not in ABSENT.get(kind, ())}
+    fields |= FAMILIES[case] | switches
     config = transformers.CONFIG_MAPPING[kind](**fields)
     module = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     module.generation_config = transformers.GenerationConfig(pad_token_id=0)

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import math
 import sys
 import typing
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ def parse(settings: type[Settings], name: str, argv: Sequence[str], positional: 
 
     Raises:
         ValueError: a name that is no flag of the command, on the command line or in a configuration file; such a file
-            that cannot be read; a negative seed; other processes of the run that are asked for in vain.
+            that cannot be read; a negative seed; a number that is none (NaN); other processes of the run that are
+            asked for in vain.
     """
     import tyro
 
@@ -55,10 +57,21 @@ def parse(settings: type[Settings], name: str, argv: Sequence[str], positional: 
         raise
     if getattr(found, "seed", 0) < 0:
         raise ValueError(f"--seed {found.seed}: give a number of at least 0")
+    _refuse_nan(found)
     if hasattr(found, "devices"):
         # First of all: which process this is decides who speaks and who writes, and JAX cannot be told later.
         found.devices.start()
     return found
+
+
+def _refuse_nan(settings: Any) -> None:
+    """A NaN compares with nothing: a bound of it would never be reached, and nobody would be told."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            _refuse_nan(value)
+        elif isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"--{field.name.replace('_', '-')} {value}: give a number")
 
 
 def _from_file(settings: type, name: str, argv: list[str], positional: Sequence[str]) -> list[str]:

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 
 from jaxunlearn.data.errors import DataError, Problem, raise_if_any, shorten
 from jaxunlearn.data.hub_layouts import is_hub_name, nested, on_hub
-from jaxunlearn.data.records import Fields, Record, from_rows, read
+from jaxunlearn.data.records import Fields, Record, read
 from jaxunlearn.data.sources import read_rows
 
 LAYOUTS = ("tofu", "muse", "knowundo", "choice")
 TOFU_SPLITS = ("forget01", "forget05", "forget10")
-_SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+MUSE_FOLDS = tuple(f"{kind}/{number}" for kind in ("scal", "sust") for number in (1, 2, 3, 4))
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 
 
 class TofuData(NamedTuple):
@@ -104,19 +105,25 @@ def _unseen(source: str | Path, split: str) -> list[Record]:
     return read(found) if found else []
 
 
-def muse(source: str | Path) -> MuseData:
+def muse(source: str | Path, fold: str | None = None) -> MuseData:
     """MUSE's evaluation sets.
 
+    Args:
+        source: the folder, or its name on the hub.
+        fold: the forget set, one of `MUSE_FOLDS`; default that of the membership attack.
+
     Raises:
-        DataError: all files that are missing, or rows without the published fields.
+        DataError: another fold, all files that are missing, or rows without the published fields.
     """
+    if fold is not None and fold not in MUSE_FOLDS:
+        raise DataError(f"MUSE has no forget set called {fold!r}: choose one of {', '.join(MUSE_FOLDS)}.")
     names = [
         ("verbmem/forget",),
         ("knowmem/forget_qa",),
         ("knowmem/forget_qa_icl",),
         ("knowmem/retain_qa", "knowmem/retain2_qa"),
         ("knowmem/retain_qa_icl", "knowmem/retain2_qa_icl"),
-        ("privleak/forget",),
+        ("privleak/forget" if fold is None else fold.replace("/", "/forget_"),),
         ("privleak/retain", "privleak/retain2"),
         ("privleak/holdout",),
     ]
@@ -133,7 +140,8 @@ def muse_folds(source: str | Path, kind: str) -> list[list[Record]]:
     """
     if kind not in ("scal", "sust"):
         raise DataError(f"MUSE has no folds called {kind!r}: choose scal or sust.")
-    return [_texts(file) for file in _all(source, [(f"{kind}/forget_{number}",) for number in range(1, 5)])]
+    names = [(fold.replace("/", "/forget_"),) for fold in MUSE_FOLDS if fold.startswith(kind)]
+    return [_texts(file) for file in _all(source, names)]
 
 
 def knowundo(source: str | Path, part: str = "val") -> KnowUnDoData:
@@ -191,7 +199,7 @@ def _not_a_choice(value: Any) -> str | None:
 
 def _choice_files(folder: Path) -> list[Path]:
     found = []
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in _SUFFIXES):
+    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
         try:
             first = read_rows(path).rows[:1]
         except DataError:
@@ -213,7 +221,7 @@ def _all(source: str | Path, wanted: Sequence[tuple[str, ...]]) -> list[str | Pa
     if missing:
         raise DataError(
             f"{path} lacks {len(missing)} of {len(wanted)} files: {', '.join(missing)} "
-            f"(as {', '.join(_SUFFIXES)}). Copy them there under their published names."
+            f"(as {', '.join(SUFFIXES)}). Copy them there under their published names."
         )
     return [*found]
 
@@ -221,7 +229,7 @@ def _all(source: str | Path, wanted: Sequence[tuple[str, ...]]) -> list[str | Pa
 def _find(folder: Path, name: str) -> Path | None:
     """The file of a name: in any form, in one piece or as the first of the hub's shards, with - for _ if need be."""
     for stem in (name, name.replace("_", "-")):
-        for suffix in _SUFFIXES:
+        for suffix in SUFFIXES:
             if (folder / f"{stem}{suffix}").is_file():
                 return folder / f"{stem}{suffix}"
         shards = sorted((folder / stem).parent.glob(f"{Path(stem).name}-?????-of-?????.parquet"))
@@ -248,7 +256,4 @@ def _rows(source: str | Path, fields: tuple[str, ...]) -> list[Mapping[str, str]
 
 def _texts(source: str | Path) -> list[Record]:
     """Whole texts: rows with a field `text`, or an array of strings."""
-    table = read_rows(source)
-    if table.rows and all(isinstance(row.value, str) for row in table.rows):
-        return from_rows([{"text": row.value} for row in table.rows], name=table.name)
     return read(source, fields=Fields(text="text"))

@@ -66,7 +66,8 @@ def read(source: str | Path, *, fields: Fields | None = None) -> list[Record]:
     """Read all records of a file or hub data set, or say everything that is wrong with it.
 
     Args:
-        source: JSON lines, a JSON array, Parquet, or a hub data set `name[:config[:split]]`; a local path wins.
+        source: JSON lines, a JSON array, Parquet, or a hub data set `name[:config[:split]]`; a local path wins. An
+            array of nothing but texts, as MUSE publishes its forget sets, is one of records with a field `text`.
         fields: names of the fields, where they are not the usual ones.
 
     Raises:
@@ -82,7 +83,10 @@ def read(source: str | Path, *, fields: Fields | None = None) -> list[Record]:
         ('question', 'Ada.', 1)
     """
     table = read_rows(source)
-    return _build(table.name, table.rows, table.problems, fields or Fields())
+    rows = table.rows
+    if all(isinstance(row.value, str) for row in rows):
+        rows = [row._replace(value={"text": row.value}) for row in rows]
+    return _build(table.name, rows, table.problems, fields or Fields())
 
 
 def from_rows(

@@ -3,13 +3,14 @@
 A table of facts, so that reports, command lines and result files say the same. Whoever measures something owns its
 rows: `CORE` holds those of `evaluate`, each suite and the attacks hold theirs, and `METRICS` is the look-up of all,
 in the order of every table. `higher_is` is "better", "worse" or "neither"; a `target` says where the value should end
-up instead.
+up instead. A metric that can be taken of several sources at once (`by_source`) has one name more for each:
+`choice_accuracy_wmdp` beside `choice_accuracy_mmlu`.
 
 A forget metric that "should fall" should fall to the retrained model's value and no further: 0 is not forgetting but
 suppression. Tables therefore show the retrained model beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal, NamedTuple
 
 
@@ -23,6 +24,7 @@ class Metric(NamedTuple):
         higher_is: whether larger values are wanted.
         meaning: one sentence for a reader outside the field.
         target: the wanted value, where that is neither extreme.
+        by_source: whether several sources are measured apart, each under the metric's name with its own behind it.
     """
 
     label: str
@@ -31,6 +33,7 @@ class Metric(NamedTuple):
     higher_is: Literal["better", "worse", "neither"]
     meaning: str
     target: float | None = None
+    by_source: bool = False
 
 
 _NATS = "nats/token"
@@ -95,6 +98,48 @@ CORE: dict[str, Metric] = {
 }
 
 METRICS: dict[str, Metric] = dict(CORE)
+
+
+def family(name: str) -> str | None:
+    """The name in `METRICS` under which a metric stands: its own, or without the source; None for no metric.
+
+    Example:
+        >>> family("forget_nll"), family("choice_accuracy_mmlu"), family("forget_nll_mmlu")
+        ('forget_nll', 'choice_accuracy', None)
+    """
+    if name in METRICS:
+        return name
+    # What stands before the source, which is not empty.
+    return next((own for own, row in METRICS.items() if row.by_source and name[:-1].startswith(f"{own}_")), None)
+
+
+def about(name: str) -> Metric:
+    """The row of a metric; of one that is measured on one of several sources, with the source in its label.
+
+    Errors:
+        KeyError: no metric is called so.
+
+    Example:
+        >>> about("choice_accuracy_mmlu").label
+        'Multiple choice, accuracy: mmlu'
+    """
+    own = family(name)
+    if own is None:
+        raise KeyError(name)
+    row = METRICS[own]
+    return row if own == name else row._replace(label=f"{row.label}: {name.removeprefix(f'{own}_')}")
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Those of the names that are metrics, once each and in the order of every table.
+
+    Example:
+        >>> ordered(["retain_nll", "choice_accuracy_wmdp", "forget_nll", "choice_accuracy_mmlu", "seconds"])
+        ['forget_nll', 'retain_nll', 'choice_accuracy_wmdp', 'choice_accuracy_mmlu']
+    """
+    order = {name: place for place, name in enumerate(METRICS)}
+    known = [(order[own], name) for name in dict.fromkeys(names) if (own := family(name)) is not None]
+    return [name for _, name in sorted(known, key=lambda pair: pair[0])]
 
 
 def register(rows: Mapping[str, Metric]) -> None:

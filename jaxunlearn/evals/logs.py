@@ -10,6 +10,7 @@ values behind each metric, and the nine numbers of Model Utility.
 
 import json
 from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -83,6 +84,21 @@ def read_log(path: str | Path, column: str = "after") -> Log:
     return _open_unlearning(measures) if _is_theirs(measures) else _ours(measures)
 
 
+def read_logs(path: str | Path, pattern: str) -> dict[str, Log]:
+    """All models of a result file whose columns fit a shell pattern, by column; the only one, where it holds no more.
+
+    Errors:
+        ValueError: as `read_log`.
+    """
+    columns = _columns(_decoded(Path(path)))
+    if columns is None or len(columns) == 1:
+        return {next(iter(columns or {Path(path).stem: None})): read_log(path)}
+    fitting = [column for column in columns if fnmatchcase(column, pattern)]
+    if not fitting:
+        raise ValueError(f"{path} holds {', '.join(columns) or 'no model'}, and no {pattern!r}; choose among them")
+    return {column: read_log(path, column) for column in fitting}
+
+
 def read_result(path: str | Path, column: str = "after") -> Result:
     """Reads one model's result from a file of `jaxunlearn evaluate --out`.
 
@@ -95,17 +111,27 @@ def read_result(path: str | Path, column: str = "after") -> Result:
     return measures
 
 
-def _load(path: Path, column: str) -> Any:
-    """The decoded file; of several models, the one asked for."""
+def _decoded(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: no such file; give a result of `jaxunlearn evaluate --out`, or a published log")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not JSON ({error}); give a result file as it was written") from None
-    if not (isinstance(content, dict) and isinstance(content.get("results"), dict)):
+
+
+def _columns(content: Any) -> dict[str, Any] | None:
+    """The models of a file, None where it is of one."""
+    several = isinstance(content, dict) and isinstance(content.get("results"), dict)
+    return content["results"] if several else None
+
+
+def _load(path: Path, column: str) -> Any:
+    """The decoded file; of several models, the one asked for."""
+    content = _decoded(path)
+    columns = _columns(content)
+    if columns is None:
         return content
-    columns = content["results"]
     if column not in columns and len(columns) != 1:
         raise ValueError(f"{path} holds {', '.join(columns) or 'no model'}, and no {column!r}; choose one of them")
     return columns.get(column) or next(iter(columns.values()))

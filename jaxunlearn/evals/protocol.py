@@ -61,7 +61,7 @@ class Suite(Protocol):
     """A family of metrics over given data.
 
     Attributes:
-        name: as `--suite` takes it.
+        name: as `--suite` takes it, with the source behind it where a suite is one of several sources.
         rows: the metrics it measures.
     """
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.evals.bootstrap import bootstrap, weighted_mean
-from jaxunlearn.evals.catalogue import METRICS
+from jaxunlearn.evals.catalogue import about as row_of
 from jaxunlearn.files import write_new
 
 Measure = dict[str, Any]
@@ -107,6 +107,6 @@ def write_result(path: str | Path, result: Result) -> Path:
 
 
 def _empty(name: str) -> Measure:
-    about = METRICS[name]
+    about = row_of(name)
     measure = {"agg_value": None, "value_by_index": {}, "n": 0, "unit": about.unit, "higher_is": about.higher_is}
     return measure if about.target is None else measure | {"target": about.target}

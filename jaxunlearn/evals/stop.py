@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxunlearn.evals.catalogue import METRICS
+from jaxunlearn.evals.catalogue import METRICS, family
 from jaxunlearn.evals.result import Measure, Result, why_missing
 
 ELSEWHERE = ("retrained", "before", "unseen")
@@ -159,7 +159,7 @@ def _condition(part: str, text: str) -> Condition:
             f"commas, or one of {', '.join(NAMED)}"
         )
     metric, relation, bound = found.groups()
-    if metric not in METRICS:
+    if family(metric) is None:
         import difflib
 
         near = difflib.get_close_matches(metric, METRICS, n=1)

@@ -18,6 +18,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+POINTER = b"version https://git-lfs"
 
 
 class StoredTensor(NamedTuple):
@@ -144,8 +145,18 @@ def _whole(file: Path) -> Contents:
         }
     except (SafetensorError, OSError) as error:
         problem = f"{file} is not a readable safetensors file ({error}); fetch or copy it again"
+        if _begins(file, POINTER):
+            problem = f"{file} is a Git LFS pointer and not the weights it stands for; run `git lfs pull` in its folder"
         return Contents({}, [problem], set())
     return Contents(found, [], set())
+
+
+def _begins(file: Path, first: bytes) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(first)) == first
+    except OSError:
+        return False
 
 
 def _numpy(dtype: str) -> Any:
@@ -169,14 +180,17 @@ def _weight_map(index: Path) -> tuple[dict[str, str], list[str]]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         return {}, [f"{index} is not a safetensors index with a weight_map: {error!r}"]
     problems = [f"{index} lists {listed(repeated)} more than once"] if repeated else []
-    good = {}
+    good: dict[str, str] = {}
+    elsewhere: dict[str, list[str]] = {}
     for tensor, name in entries.items():
         if _plain_name(name):
             good[tensor] = name
         else:
-            problems.append(
-                f"{index}: {tensor!r} points to {name!r}; an index may only name .safetensors files of its own folder"
-            )
+            elsewhere.setdefault(repr(name), []).append(repr(tensor))
+    problems += [
+        f"{index} points to {name} for {listed(tensors)}; an index may only name .safetensors files of its own folder"
+        for name, tensors in elsewhere.items()
+    ]
     return good, problems
 
 
@@ -195,6 +209,12 @@ def _nothing_to_load(folder: Path) -> str:
         return (
             f"{folder} holds only pickle weights ({', '.join(pickles[:4])}), which can run code when opened; if you "
             f"trust them, convert them where PyTorch is installed: {conversion(str(folder))}"
+        )
+    others = sorted(file.name for file in folder.glob("*.safetensors"))
+    if others:
+        return (
+            f"{folder} holds {listed(others)}, but neither {SINGLE} nor {INDEX}, which says what is in which file; "
+            "copy that there too, or weights in the layout of transformers"
         )
     return f"{folder} holds neither {SINGLE} nor {INDEX}; point to a folder with safetensors weights"
 

@@ -5,6 +5,7 @@ checkpoint share one compilation. Whatever the decoder does not implement is ref
 ignores a field computes wrong logits. `hf_config` reads and writes the form of `transformers`.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -74,6 +75,7 @@ class DecoderConfig:
         logits_scaling: logits are divided by it.
         attn_logit_softcapping, final_logit_softcapping: c of `c tanh(x / c)` on scores and on logits; None for none.
         hf_fields: the fields of the `config.json` it came from, which go out again; not part of its identity.
+        hf_file: that file as it was read, which `save` writes again if nothing changed; not part of its identity.
 
     Raises:
         ValueError: naming the field and its value, when sizes do not fit or a feature is not implemented.
@@ -123,6 +125,7 @@ class DecoderConfig:
     attn_logit_softcapping: float | None = None
     final_logit_softcapping: float | None = None
     hf_fields: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
+    hf_file: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self):
         fill = object.__setattr__
@@ -166,11 +169,13 @@ class DecoderConfig:
                 f"num_attention_heads={self.num_attention_heads} is not a multiple of num_key_value_heads="
                 f"{self.num_key_value_heads}; each key-value head must serve the same number of query heads"
             )
-        if short := [one for one in self.sliding_windows or () if one is not None and one < 1]:
-            raise ValueError(f"sliding_windows has {short[0]}; a layer must see at least 1 token")
+        if odd := [one for one in self.sliding_windows or () if one is not None and not 1 <= one < 2**31]:
+            raise ValueError(f"sliding_windows has {odd[0]}; a layer must see at least 1 token, and fewer than 2^31")
         for name in ("attn_logit_softcapping", "final_logit_softcapping", "logits_scaling"):
-            if (value := getattr(self, name)) is not None and not value > 0:
+            if (value := getattr(self, name)) is not None and not _positive(value):
                 raise ValueError(f"{name}={value}; it must be positive")
+        if self.rms_norm_eps != 0 and not _positive(self.rms_norm_eps):
+            raise ValueError(f"rms_norm_eps={self.rms_norm_eps}; it must be positive, or 0")
         if self.rope_parameters is not None:
             self._check_rope()
 
@@ -180,6 +185,13 @@ class DecoderConfig:
             raise ValueError(f"rope_type={kind!r} is not implemented; known: {', '.join(ROPE_KEYS)}")
         if missing := [key for key in ("rope_theta", *ROPE_KEYS[kind]) if key not in self.rope]:
             raise ValueError(f"rope_parameters of type {kind!r} lack {', '.join(missing)}: {self.rope}")
+        for key in ("rope_theta", *ROPE_KEYS[kind], "attention_factor"):
+            given = self.rope.get(key)
+            for value in given if isinstance(given, tuple) else (given,):
+                if not _positive(value) and not (value is None and key == "attention_factor"):
+                    raise ValueError(f"{key}={given!r} in rope_parameters; give positive numbers")
+        if kind == "llama3" and not self.rope["low_freq_factor"] < self.rope["high_freq_factor"]:
+            raise ValueError("low_freq_factor must be below high_freq_factor in rope_parameters of type 'llama3'")
         part = self.rope.get("partial_rotary_factor", 1.0)
         if part != 1.0 and not FAMILIES[self.model_type].partial_rotary:
             raise ValueError(f"partial_rotary_factor={part} is not implemented for {self.model_type!r}; use 1.0")
@@ -187,6 +199,8 @@ class DecoderConfig:
             what = f"head_dim={self.head_dim}" + ("" if part == 1.0 else f" with partial_rotary_factor={part}")
             raise ValueError(f"{what} is odd; rotary embedding turns pairs of coordinates")
         if kind == "longrope":
+            if self.rope["original_max_position_embeddings"] < 2:
+                raise ValueError("original_max_position_embeddings must be at least 2 in rope_parameters of 'longrope'")
             for name in ("short_factor", "long_factor"):
                 if len(self.rope[name]) != self.rotary_dim // 2:
                     raise ValueError(
@@ -220,6 +234,10 @@ class DecoderConfig:
         from jaxunlearn.models.hf_config import to_hf
 
         return to_hf(self, dtype)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int | float) and 0 < value < math.inf
 
 
 def _plain(value: Any) -> Any:

@@ -1,14 +1,15 @@
 """`config.json` of Hugging Face to `DecoderConfig` and back.
 
 Configurations are read through `transformers.AutoConfig`, which brings old and new spellings of the rotary fields into
-one form; code in a checkpoint is never run. On the way back every field that came along goes out again, changed only
-where the configuration was, and what was written is read once more: switches that the family cannot express are an
-error, not another model.
+one form; code in a checkpoint is never run. On the way back every field that came along goes out again, as it was
+spelled, changed only where the configuration was, and what was written is read once more: switches that the family
+cannot express are an error, not another model.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
+from copy import deepcopy
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.families import FAMILIES, Family
 
 UNSUPPORTED = {
-    "quantization_config": "quantised weights; save the model in float32 or bfloat16 first",
-    "num_local_experts": "mixture of experts",
-    "num_experts": "mixture of experts",
-    "n_routed_experts": "mixture of experts",
-    "is_encoder_decoder": "an encoder-decoder",
+    "quantization_config": "quantised weights are not implemented; save the model in float32 or bfloat16 first",
+    "num_local_experts": "a mixture of experts is not implemented",
+    "num_experts": "a mixture of experts is not implemented",
+    "n_routed_experts": "a mixture of experts is not implemented",
+    "is_encoder_decoder": "an encoder-decoder is not implemented",
 }
 NOT_KEPT = ("model_type", "transformers_version", "architectures", "dtype", "torch_dtype", "auto_map")
 
@@ -82,8 +83,26 @@ def to_hf(config: DecoderConfig, dtype: str = "float32") -> Any:
     return written
 
 
+def to_json(config: DecoderConfig, dtype: str) -> str:
+    """The text of the `config.json` of a folder with weights of type `dtype`.
+
+    A configuration that is still the one of the file it was read from is spelled as it was there: versions of
+    `transformers` and other programs that do not know the spelling of this one go on reading it.
+
+    Raises:
+        ValueError: as `to_hf`.
+    """
+    theirs = to_hf(config, dtype)
+    # The code that auto_map points to is not copied.
+    file = {name: value for name, value in (config.hf_file or {}).items() if name != "auto_map"}
+    if not file or from_hf(type(theirs).from_dict(deepcopy(file))) != config:
+        return theirs.to_json_string()
+    file |= dict.fromkeys([name for name in ("dtype", "torch_dtype") if name in file] or ["dtype"], dtype)
+    return json.dumps(file, indent=2) + "\n"
+
+
 def _ours() -> list[str]:
-    return [one.name for one in fields(DecoderConfig) if one.name != "hf_fields"]
+    return [one.name for one in fields(DecoderConfig) if one.compare]
 
 
 def _family(name: Any) -> Family:
@@ -93,9 +112,8 @@ def _family(name: Any) -> Family:
 
 
 def _refuse(given: Mapping[str, Any]) -> None:
-    for name, what in UNSUPPORTED.items():
-        if given.get(name):
-            raise ValueError(f"{name}={given[name]!r}: {what} is not implemented")
+    if asked := [f"{name}={given[name]!r}: {what}" for name, what in UNSUPPORTED.items() if given.get(name)]:
+        raise ValueError("; ".join(asked))
 
 
 def read_config(folder: Path) -> DecoderConfig:
@@ -107,10 +125,10 @@ def read_config(folder: Path) -> DecoderConfig:
     """
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; a checkpoint folder holds config.json beside its safetensors files")
+        raise ValueError(f"{path} does not exist; {_instead(folder)}")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from None
     try:
         if not isinstance(raw, dict):
@@ -119,9 +137,23 @@ def read_config(folder: Path) -> DecoderConfig:
         _family(raw.get("model_type"))
         from transformers import AutoConfig
 
-        return from_hf(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+        return replace(from_hf(AutoConfig.from_pretrained(folder, trust_remote_code=False)), hf_file=raw)
     except Exception as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _instead(folder: Path) -> str:
+    """What to give in the place of a folder without a configuration."""
+    adapters = folder / "adapter_config.json"
+    if adapters.is_file():
+        return (
+            f"{adapters.name} is there: these are adapters, and not a model. Load the model they belong to "
+            "(models.load), put them in (models.load_adapters), save it (models.save), and give that folder"
+        )
+    inner = sorted({file.parent for deep in ("*", "snapshots/*") for file in folder.glob(f"{deep}/config.json")})
+    if inner:
+        return f"did you mean {' or '.join(map(str, inner[:4]))}?"
+    return "a checkpoint folder holds config.json beside its safetensors files"
 
 
 def _json(value: Any) -> Any:

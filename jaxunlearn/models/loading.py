@@ -164,7 +164,10 @@ def _check(folder: Path, config: DecoderConfig, specs: tuple[ParamSpec, ...], fo
     ]
     said = list(found.problems)
     if problems:
-        said.append(f"the tensors in {folder} do not fit its config.json: " + "; ".join(problems))
+        said.append(
+            f"the tensors in {folder} do not fit its config.json: {'; '.join(problems)}; use the config.json that "
+            "belongs to these weights, or fetch both again"
+        )
     if said:
         raise ValueError("; ".join(said))
 

@@ -18,7 +18,8 @@ layer), so that the folder has the form it had. Measurements of a run are of W' 
     model, params = models.add_lora(model, params, models.LoRA(rank=8), key)
 """
 
-from functools import partial
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -95,17 +96,43 @@ def dequantised(numbers: Int[Array, "j o"], scales: Float[Array, "g o"], dtype: 
     return wide.reshape(i, o).astype(dtype)
 
 
-def frozen(spec: ParamSpec, kernel: Array, bits: int, places: tuple[Any, Any] | None) -> list[Array]:
-    """`quantise`, laid out at `places` (shardings of numbers and scales), the matrix given up."""
-    rows = frozen_specs(spec, bits)
-    if places is None:
-        return list(jax.jit(partial(quantise, bits=bits))(kernel))
-    like = tuple(
-        jax.ShapeDtypeStruct(row.shape, dtype_of(row, bits, None), sharding=place)
-        for row, place in zip(rows, places, strict=True)
+def frozen(
+    spec: ParamSpec, layers: Iterable[Float[Array, "1 i o"]], bits: int, places: tuple[Any, Any] | None
+) -> list[Array]:
+    """`quantise` of a projection whose layers come one at a time, so that the others need not be there in full.
+
+    Args:
+        spec: the projection.
+        layers: its matrix in each layer, from the first.
+        bits: 8 or 4.
+        places: shardings of numbers and scales; None for the default device.
+
+    Returns:
+        Numbers and scales of all layers.
+    """
+    made = tuple(
+        jnp.zeros(row.shape, dtype_of(row, bits, None), device=place)
+        for row, place in zip(frozen_specs(spec, bits), places or (None, None), strict=True)
     )
-    made = jax.jit(lambda kernel: auto(partial(quantise, bits=bits), kernel, like=like), out_shardings=places)(kernel)
+    write = _writer(bits, places)
+    for number, layer in enumerate(layers):
+        made = jax.block_until_ready(write(made, layer, number))
+        del layer  # before the next one is read
     return list(made)
+
+
+@lru_cache
+def _writer(bits: int, places: tuple[Any, Any] | None) -> Callable[..., tuple[Array, Array]]:
+    """A program that puts a layer, rounded, into the stacks of numbers and scales."""
+
+    def write(made: tuple[Array, Array], layer: Array, number: Array) -> tuple[Array, ...]:
+        pairs = zip(made, quantise(layer, bits), strict=True)
+        return tuple(jax.lax.dynamic_update_slice_in_dim(stack, one, number, 0) for stack, one in pairs)
+
+    def laid_out(made: tuple[Array, Array], layer: Array, number: Array) -> tuple[Array, ...]:
+        return auto(write, made, layer, number, like=made)
+
+    return jax.jit(laid_out, donate_argnums=0, out_shardings=places)
 
 
 def _groups(inputs: int, bits: int) -> int:

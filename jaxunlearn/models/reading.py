@@ -20,7 +20,7 @@ from jaxunlearn.models.checkpoint_files import FLOATS, StoredTensor, listed
 from jaxunlearn.models.layer_specs import Fused
 from jaxunlearn.models.quantised import freezes, frozen, frozen_specs
 from jaxunlearn.models.specs import ParamSpec
-from jaxunlearn.models.streaming import Wanted, aligned, stream
+from jaxunlearn.models.streaming import STRIP, Wanted, aligned, stream
 from jaxunlearn.sharding import largest, named_sharding
 
 Bounds = tuple[tuple[int, int], ...]
@@ -44,17 +44,18 @@ def read_leaves(
     flawed: set[str] = set()
     leaves: list[Array] = []
     for spec in specs:
-        leaf = _read_leaf(spec, [tensors[name] for name in spec.hf_names], mesh, dtype, flawed)
+        layers = [tensors[name] for name in spec.hf_names]
         if freeze_bits is None or not freezes(spec):
-            leaves.append(leaf)
+            leaves.append(_read_leaf(spec, layers, mesh, dtype, flawed))
             continue
-        # One after the other, so that no more than one is there in full.
         rows = frozen_specs(spec, freeze_bits)
         places = None if mesh is None else tuple(named_sharding(mesh, row.axes, row.shape) for row in rows)
-        leaves += jax.block_until_ready(frozen(spec, leaf, freeze_bits, places))
+        one = spec._replace(shape=(1, *spec.shape[1:]))
+        leaves += frozen(spec, (_read_leaf(one, [each], mesh, dtype, flawed) for each in layers), freeze_bits, places)
     # Each process has seen its own parts: all stop if one of them must, or the others would wait for it.
     if largest(len(flawed)):
-        named = f"{len(flawed)} tensors: {listed(sorted(flawed))}" if flawed else "parts that another process has read"
+        number = f"{len(flawed)} tensor{'s' * (len(flawed) > 1)}"
+        named = f"{number}: {listed(sorted(flawed))}" if flawed else "parts that another process has read"
         raise ValueError(
             f"the weights in {source} are not finite (NaN or infinity) in {named}; training has diverged or the files "
             "are damaged: use another checkpoint"
@@ -70,12 +71,19 @@ def _read_leaf(spec: ParamSpec, tensors: list[StoredTensor], mesh: Mesh | None, 
     # Devices that hold the same part share one array.
     parts = {index: aligned(tuple(b - a for a, b in index), dtype) for index in {_bounds(spec, one) for one in asked}}
 
-    def layer(number: int) -> str | None:
+    def read(piece: tuple[int, slice]) -> str | None:
+        number, rows = piece
         wanted = [one for index, array in parts.items() for one in _wanted(spec, number, index, array)]
-        return None if stream(tensors[number], wanted) else tensors[number].name
+        return None if stream(tensors[number], _within(rows, wanted)) else tensors[number].name
 
+    step = -(-spec.hf_shape[0] * len(tensors) // (READERS * STRIP)) * STRIP
+    pieces = [
+        (number, slice(first, first + step))
+        for number in range(len(tensors))
+        for first in range(0, spec.hf_shape[0], step)
+    ]
     with ThreadPoolExecutor(READERS) as pool:
-        flawed.update(filter(None, pool.map(layer, range(len(tensors)))))
+        flawed.update(filter(None, pool.map(read, pieces)))
     if sharding is None:
         return jax.device_put(parts[_bounds(spec, everything)])
     return jax.make_array_from_callback(spec.shape, sharding, lambda index: parts[_bounds(spec, index)])
@@ -100,6 +108,17 @@ def _wanted(spec: ParamSpec, layer: int, index: Bounds, array: np.ndarray) -> It
         size = run.stop - run.start
         yield Wanted(run, tuple(rest), array[done : done + size])
         done += size
+
+
+def _within(rows: slice, wanted: list[Wanted]) -> list[Wanted]:
+    """What of `wanted` lies in some rows of the stored tensor."""
+    cut = []
+    for one in wanted:
+        first, last = max(rows.start, one.rows.start), min(rows.stop, one.rows.stop)
+        if first < last:
+            to = one.to[first - one.rows.start : last - one.rows.start]
+            cut.append(one._replace(rows=slice(first, last), to=to))
+    return cut
 
 
 def read_layer(spec: ParamSpec, tensors: list[StoredTensor], layer: int) -> np.ndarray:

@@ -21,6 +21,7 @@ from jaxunlearn.files import new_folder, refuse_folder
 from jaxunlearn.models.checkpoint_files import INDEX, SINGLE
 from jaxunlearn.models.config import DecoderConfig
 from jaxunlearn.models.functional import Decoder
+from jaxunlearn.models.hf_config import to_json
 from jaxunlearn.models.lora import merge_lora
 from jaxunlearn.models.restoring import restored
 from jaxunlearn.models.segments import join_layers
@@ -96,12 +97,12 @@ def save(
     if isinstance(tokenizer, str | Path) and not Path(tokenizer).is_dir():
         raise ValueError(f"tokenizer={str(tokenizer)!r} is not a folder; pass a tokenizer or a folder that holds one")
 
-    config = decoder.config.to_hf(at(params, param_specs(decoder.config)[0]).dtype.name)
+    config = to_json(decoder.config, at(params, param_specs(decoder.config)[0]).dtype.name)
 
     with new_folder(target) as out:
         _write_weights(out, decoder, params, limit)
         if out is not None:
-            (out / "config.json").write_text(config.to_json_string(), encoding="utf-8")
+            (out / "config.json").write_text(config, encoding="utf-8")
             _write_rest(out, decoder, tokenizer, {"README.md": card, **(extra or {})})
     return target
 
@@ -110,7 +111,7 @@ def byte_size(size: int | str, name: str = "max_shard_size") -> int:
     """A number of bytes from itself or from text such as "500MB" (10^6 each) or "2GiB" (2^30).
 
     Raises:
-        ValueError: when the argument `name` is neither, or below 1.
+        ValueError: when the argument (or flag) `name` is neither, or below 1.
 
     Example:
         >>> byte_size("1.5kB"), byte_size("2GiB") == 2**31, byte_size(7)
@@ -122,7 +123,8 @@ def byte_size(size: int | str, name: str = "max_shard_size") -> int:
         number, prefix, binary = found.groups()
         bytes_ = int(float(number) * (1024 if binary else 1000) ** " kmgt".index(prefix or " "))
     if bytes_ < 1:
-        raise ValueError(f"{name}={size!r}: give bytes, or a size such as '500MB', '5GB' or '2GiB'")
+        given = f"{name} {size}" if name.startswith("--") else f"{name}={size!r}"
+        raise ValueError(f"{given}: give bytes, or a size such as '500MB', '5GB' or '2GiB'")
     return bytes_
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxunlearn.evals.attacks.findings import findings
-from jaxunlearn.evals.catalogue import METRICS
+from jaxunlearn.evals.catalogue import METRICS, about, ordered
 from jaxunlearn.evals.result import Result, why_missing
 from jaxunlearn.reports import figures
 from jaxunlearn.reports.certified import certificate_rows
@@ -158,12 +158,12 @@ def _recorded(certificate: Mapping[str, Any]) -> list[str]:
 
 def _findings(result: Result, retrained: Result | None) -> Findings:
     """Traces, what was tested without one, and what was not tested."""
-    run = [name for name in METRICS if name in result and why_missing(result[name]) is None]
+    run = [name for name in ordered(result) if why_missing(result[name]) is None]
     skipped: dict[str, list[str]] = {}
-    for name in METRICS:
-        reason = why_missing(result[name]) if name in result else None
+    for name in ordered(result):
+        reason = why_missing(result[name])
         if reason is not None:
-            skipped.setdefault(reason, []).append(METRICS[name].label)
+            skipped.setdefault(reason, []).append(about(name).label)
     told = findings(result, retrained)
     remarks = [sentence for sentence in told if _is_remark(sentence, result)]
     traces = tuple(sentence for sentence in told if sentence not in remarks)

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from jaxunlearn.evals.catalogue import METRICS
+from jaxunlearn.evals.catalogue import METRICS, about, family, ordered
 from jaxunlearn.evals.result import Measure, Result, why_missing
 
 MISSING = "–"
@@ -81,11 +81,11 @@ def lay_out(
     """
     if not results:
         raise ValueError("a table needs the result of at least one model")
-    unknown = [name for name in metrics or () if name not in METRICS]
+    unknown = [name for name in metrics or () if family(name) is None]
     if unknown:
         raise ValueError(f"no metric is called {unknown[0]!r}; there are {', '.join(METRICS)}")
     rows, notes = [], {}
-    for name in metrics or METRICS:
+    for name in metrics or ordered(name for result in results.values() for name in result):
         measures = {model: result[name] for model, result in results.items() if name in result}
         reasons = {model: why_missing(measure) for model, measure in measures.items()}
         if not measures:
@@ -119,13 +119,12 @@ def number(value: float) -> str:
 
 
 def _row(name: str, measures: Sequence[Measure | None], floor: float | None) -> Row:
-    about = METRICS[name]
-    arrow = {"better": "↑", "worse": "↓", "neither": ""}[about.higher_is]
-    direction = f"→ {about.target:g}" if about.target is not None else arrow
+    metric = about(name)
+    arrow = {"better": "↑", "worse": "↓", "neither": ""}[metric.higher_is]
+    direction = f"→ {metric.target:g}" if metric.target is not None else arrow
     cells = tuple(_cell(name, measure, floor) for measure in measures)
-    return Row(
-        about.label, about.unit, about.meaning, direction, cells, "" if floor is None else number(floor), about.group
-    )
+    shown = "" if floor is None else number(floor)
+    return Row(metric.label, metric.unit, metric.meaning, direction, cells, shown, metric.group)
 
 
 def _cell(name: str, measure: Measure | None, floor: float | None) -> Cell:
@@ -134,7 +133,7 @@ def _cell(name: str, measure: Measure | None, floor: float | None) -> Cell:
     value = measure["agg_value"]
     if value == 0 and measure.get("log10_p", 0) < -300:
         return Cell(f"1e{measure['log10_p']:.0f}")
-    reached = floor is not None and METRICS[name].higher_is == "worse" and 0 < value <= floor
+    reached = floor is not None and about(name).higher_is == "worse" and 0 < value <= floor
     return Cell(number(value), "good" if reached else "")
 
 
@@ -150,7 +149,7 @@ def _notes(reasons: Mapping[tuple[str, str], list[str]], models: int) -> list[st
     """One line a reason: what was not computed for whom."""
     grouped: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (name, reason), missing in reasons.items():
-        grouped.setdefault((reason, tuple(missing)), []).append(METRICS[name].label)
+        grouped.setdefault((reason, tuple(missing)), []).append(about(name).label)
     return [
         f"{'; '.join(labels)}{'' if len(missing) == models else ' (' + ', '.join(missing) + ')'}: {reason}."
         for (reason, missing), labels in grouped.items()

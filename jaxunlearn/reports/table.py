@@ -44,7 +44,13 @@ def side_by_side(
 
     layout = lay_out(results, metrics=metrics, floor=floor, extra=extra)
     caption = "\n".join([_LEGEND, *([_FLOOR_LEGEND] if layout.has_floor else []), *_missing(layout.notes)])
-    table = Table(title=title, caption=caption, caption_justify="left", title_justify="left")
+    # A title may be a model's name, and a caption an error's words: neither is markup.
+    table = Table(
+        title=None if title is None else Text(title, "table.title"),
+        caption=Text(caption, "table.caption"),
+        caption_justify="left",
+        title_justify="left",
+    )
     table.add_column("metric")
     table.add_column("", justify="center")
     for model in layout.models:

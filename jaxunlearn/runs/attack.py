@@ -11,8 +11,9 @@ from jaxunlearn.evals.attacks.families import FAMILIES
 from jaxunlearn.evals.attacks.findings import findings
 from jaxunlearn.evals.attacks.stress import check_families, stress
 from jaxunlearn.evals.attacks.target import Doses, Target
-from jaxunlearn.runs import dry_run
+from jaxunlearn.runs import dry_run_scoring
 from jaxunlearn.runs.evaluate import before
+from jaxunlearn.runs.flags import of_flag
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.record import provenance, refuse_result, write_options
@@ -45,7 +46,7 @@ def attack(settings: Attack) -> dict[str, Result]:
     beside = _beside(settings)
     if settings.dry_run:
         texts = [text for part in (sets.values() if cut else documents or ()) for text in part]
-        dry_run.attack(settings, folders | beside, texts, chosen, _lacking(settings, chosen))
+        dry_run_scoring.attack(settings, folders | beside, texts, chosen, _lacking(settings, chosen))
         return {}
     mesh = settings.devices.make_mesh()
     with Reporter() as reporter:
@@ -145,7 +146,8 @@ def _beside(settings: Attack) -> dict[str, Path]:
 
 def _check(settings: Attack) -> None:
     refuse_result(settings.out)
-    check_families(settings.only)
+    with of_flag("--only"):
+        check_families(settings.only)
     for name, least in (("relearn_epochs", 1), ("group", 1), ("candidates", 2), ("gradients_at_once", 1),
                         ("batch_size", 1)):  # fmt: skip
         value = getattr(settings, name)
@@ -155,6 +157,7 @@ def _check(settings: Attack) -> None:
         raise ValueError(f"--relearn-share {settings.relearn_share}: give a share above 0 and at most 1")
     if settings.relearn_rate is not None and not settings.relearn_rate > 0:
         raise ValueError(f"--relearn-rate {settings.relearn_rate}: give a positive rate, or leave it out")
-    for folder in (settings.reference_model, settings.before_model):
-        if folder is not None:
-            models.resolve(folder, weights=not settings.dry_run)
+    for name in ("reference_model", "before_model", "general_model"):
+        if (folder := getattr(settings, name)) is not None:
+            with of_flag(f"--{name.replace('_', '-')}"):
+                models.resolve(folder, weights=not settings.dry_run)

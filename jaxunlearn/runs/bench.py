@@ -5,7 +5,6 @@ makes the same product again and again, which XLA turns to account, so both are 
 """
 
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,26 +13,21 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn import models
-from jaxunlearn.curvature import EmpiricalFisher, GaussNewton, Hessian, TrueFisher
-from jaxunlearn.curvature.kronecker import kronecker_factors
 from jaxunlearn.files import write_new
+from jaxunlearn.runs import dry_run_own
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Bench
 from jaxunlearn.runs.throughput import (
-    REPEATED,
-    Problem,
     Program,
     Row,
     built,
     ceiling,
     config_of,
-    gradient,
-    once,
     problem_on,
+    products_of,
     program_of,
-    repeated,
     row_of,
     samples,
 )
@@ -43,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def bench(settings: Bench) -> list[Row]:
-    """Run it; returns the rows of the table, the gradient's first.
+    """Run it; returns the rows of the table, the gradient's first; none with `--dry-run`.
 
     Raises:
         ValueError: bad input, or an output file that exists, before any weight is loaded.
@@ -52,13 +46,16 @@ def bench(settings: Bench) -> list[Row]:
     for name in ("batch", "length", "rounds"):
         if getattr(settings, name) < 1 + (name == "length"):
             raise ValueError(f"--{name} {getattr(settings, name)}: give at least {1 + (name == 'length')}")
-    folder = None if settings.model is None else models.resolve(settings.model)
+    folder = None if settings.model is None else models.resolve(settings.model, weights=not settings.dry_run)
     config = config_of(settings.size, settings.length) if folder is None else models.read_config(folder)
     if settings.length > config.max_position_embeddings:
         raise ValueError(
             f"--length {settings.length}: {settings.model} has a context of {config.max_position_embeddings}; use at "
             "most that"
         )
+    if settings.dry_run:
+        dry_run_own.bench(settings, config)
+        return []
     start = time.monotonic()
     with Reporter() as reporter:
         mesh = settings.devices.make_mesh()
@@ -68,7 +65,10 @@ def bench(settings: Bench) -> list[Row]:
         else:
             model, params = models.load(folder, dtype=settings.dtype, **made)
         p = problem_on(config, model, params, settings.batch, settings.length, mesh)
-        wanted = programs_of(p, settings.curvature)
+        wanted = {
+            name: partial(program_of, one.function, p, one.count)
+            for name, one in products_of(settings.curvature).items()
+        }
         programs: dict[str, Program] = {}
         errors: dict[str, str] = {}
         with reporter.stage("compiling", len(wanted)) as stage:
@@ -108,32 +108,12 @@ def bench(settings: Bench) -> list[Row]:
     return rows
 
 
-def programs_of(p: Problem, kinds: tuple[str, ...] = ()) -> dict[str, Callable[[], Program]]:
-    """Name -> how to compile it; the gradient first, which the others are held against."""
-    every = {
-        "hessian": {"Hessian": once(Hessian()), f"Hessian, each of {REPEATED} in a loop": repeated(Hessian())},
-        "gauss-newton": {
-            "Gauss-Newton": once(GaussNewton()),
-            f"Gauss-Newton, each of {REPEATED} in a loop": repeated(GaussNewton()),
-        },
-        "fisher": {
-            "empirical Fisher": once(EmpiricalFisher(samples=None, stored=False)),
-            "true Fisher, drawn labels": once(TrueFisher(samples=None, stored=False)),
-        },
-        "kfac": {"K-FAC factors": lambda model, params, batch, v: kronecker_factors(model, params, batch)},
-    }
-    found = {"gradient": partial(program_of, lambda model, params, batch, v: gradient(model, params, batch), p)}
-    for kind in dict.fromkeys(kinds or every):
-        for name, function in every[kind].items():
-            found[name] = partial(program_of, function, p, REPEATED if "each of" in name else 1)
-    return found
-
-
 def table(rows: list[Row], tokens: int, peak: float, title: str) -> "Table":
     """The rows for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=Text(title, "table.title"), title_justify="left")
     heads = ("product", "ms", "a second", "tokens/s", "gradients", "GFLOP", "times the floor", "temporaries")
     for head in heads:
         shown.add_column(head, justify="left" if head == "product" else "right")
@@ -143,10 +123,10 @@ def table(rows: list[Row], tokens: int, peak: float, title: str) -> "Table":
             continue
         floor = "" if not row.flops else f"{row.seconds * peak / row.flops:.1f}"
         shown.add_row(
-            row.name, f"{1e3 * row.seconds:,.1f}", f"{1 / row.seconds:,.3g}", f"{tokens / row.seconds:,.0f}",
+            Text(row.name), f"{1e3 * row.seconds:,.1f}", f"{1 / row.seconds:,.3g}", f"{tokens / row.seconds:,.0f}",
             "" if not unit else f"{row.seconds / unit:.2f}", "" if not row.flops else f"{row.flops / 1e9:,.2f}", floor,
             size_text(row.temporaries),
         )  # fmt: skip
     failed = [f"{row.name} fails: {row.error}" for row in rows if row.error is not None]
-    shown.caption, shown.caption_justify = "\n".join(failed).replace("[", "\\["), "left"
+    shown.caption, shown.caption_justify = Text("\n".join(failed), "table.caption"), "left"
     return shown

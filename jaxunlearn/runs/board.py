@@ -25,7 +25,7 @@ class Board(Progress):
 def board(console: Console) -> Board:
     """An empty board that disappears at its end."""
     columns = (
-        TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
         TimeRemainingColumn(), TextColumn("left", style="dim"),
     )  # fmt: skip
     return Board(*columns, console=console, transient=True)

@@ -13,6 +13,7 @@ arguments, results and temporaries are within the budget. No weight is read for 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple, TypeVar
 
 import jax
@@ -23,6 +24,7 @@ from jaxunlearn.data import Encoded, PackedRow, batches, pair
 from jaxunlearn.methods import Method
 from jaxunlearn.models.functional import HEAD_ROWS
 from jaxunlearn.models.saving import byte_size
+from jaxunlearn.runs import streamed_work
 from jaxunlearn.runs.alternatives import Alternatives
 from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.fit import initial, program
@@ -56,12 +58,16 @@ class Form(NamedTuple):
         return f"remat {self.remat}, {cut}, {self.head_rows} rows of logits"
 
 
+def in_form(settings: Unlearn, form: Form) -> Unlearn:
+    """The settings of a run whose method's option `microbatch`, if it has one, is that of the form."""
+    if form.microbatch is None or all(option.name != "microbatch" for option in options_of(settings.method)):
+        return settings
+    return replace(settings, option=(*settings.option, f"microbatch={form.microbatch}"))
+
+
 def method_in(settings: Unlearn, form: Form) -> Method:
     """The method of a run, in that form."""
-    options = settings.option
-    if form.microbatch is not None and any(option.name == "microbatch" for option in options_of(settings.method)):
-        options = (*options, f"microbatch={form.microbatch}")
-    method = make_method(settings.method, options)
+    method = make_method(settings.method, in_form(settings, form).option)
     return method if form.microbatch is None else method._replace(objective=method.objective.cut(form.microbatch))
 
 
@@ -95,6 +101,8 @@ def problem_for(settings: Unlearn, ready: Prepared, found: Checkpoint, mesh: Mes
 def choose(settings: Unlearn, ready: Prepared, mesh: Mesh, say: Callable[[str], object]) -> tuple[Form, int]:
     """The fastest form of a step within `settings.memory_budget`, and its bytes on a device.
 
+    With `--stream-retain` the step is the product of one batch and what the solver holds beside it.
+
     Args:
         settings, ready: the run.
         mesh: of one device or more.
@@ -107,7 +115,11 @@ def choose(settings: Unlearn, ready: Prepared, mesh: Mesh, say: Callable[[str], 
 
     def size(form: Form) -> int:
         problem = problem_for(settings, ready, found, mesh, form)
-        total = bytes_of(PROGRAMS["step"](problem, method_in(settings, form), 1))
+        if settings.stream_retain:
+            product = streamed_work.work_of(in_form(settings, form), problem, len(ready.retain))
+            total = bytes_of(product.program) + product.held
+        else:
+            total = bytes_of(PROGRAMS["step"](problem, method_in(settings, form), 1))
         say(f"a step with {form}: {size_text(total)} a device")
         return total
 

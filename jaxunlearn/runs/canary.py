@@ -10,14 +10,16 @@ from jaxunlearn.data.canaries import CanaryTemplate
 from jaxunlearn.data.canary_key import Canary, key_rows, read_key
 from jaxunlearn.data.canary_key import insert as insert_among
 from jaxunlearn.evals import Measure, write_result
-from jaxunlearn.evals.attacks.canaries import canary_exposures, exposure_measure
+from jaxunlearn.evals.attacks.canaries import candidates_among, exposure_measure, exposures_among
 from jaxunlearn.evals.attacks.exposure import Exposure
 from jaxunlearn.files import new_file
+from jaxunlearn.runs import dry_run_scoring
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.evaluate import Counter
+from jaxunlearn.runs.flags import of_flag
 from jaxunlearn.runs.inputs import reader
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.settings import CanaryInsert, CanaryScore
+from jaxunlearn.runs.settings import CanaryInsert, CanaryScore, Text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -36,7 +38,12 @@ def insert(settings: CanaryInsert) -> list[Canary]:
     records.refuse_result(settings.out)
     records.refuse_files(key=settings.key)
     fields = settings.columns.fields
-    templates = [CanaryTemplate(text) for text in dict.fromkeys(settings.template)]
+    if settings.count < 1:
+        raise ValueError(f"--count {settings.count}: insert at least one canary")
+    if min(settings.copies, default=1) < 1:
+        raise ValueError(f"--copies {min(settings.copies)}: insert a canary at least once")
+    with of_flag("--template"):
+        templates = [CanaryTemplate(text) for text in dict.fromkeys(settings.template)]
     read = [record for source in settings.data for record in data.read(source, fields=fields)]
     rows, key = insert_among(
         [record.raw for record in read],
@@ -57,8 +64,8 @@ def insert(settings: CanaryInsert) -> list[Canary]:
     return key
 
 
-def score(settings: CanaryScore) -> Measure:
-    """Run it; returns the measure `canary_exposure`.
+def score(settings: CanaryScore) -> Measure | None:
+    """Run it; returns the measure `canary_exposure`, None with `--dry-run`.
 
     Raises:
         ValueError: bad input, or an existing output file, before any weight is loaded.
@@ -68,24 +75,26 @@ def score(settings: CanaryScore) -> Measure:
         raise ValueError(
             f"--candidates {settings.candidates}, --batch-size {settings.batch_size}: give at least 2 and at least 1"
         )
-    key, reads = read_key(settings.key), reader(settings.model, settings.text)
+    folder = models.resolve(settings.model, weights=not settings.dry_run)
+    key, reads = read_key(settings.key), reader(folder, Text(max_length=settings.max_length))
+    how = {"method": settings.method, "seed": settings.seed}
+    among = candidates_among(key, reads.tokenizer, max_length=reads.max_length, candidates=settings.candidates, **how)
+    if settings.dry_run:
+        dry_run_scoring.canary_score(settings, among)
+        return None
     mesh = settings.devices.make_mesh()
     with Reporter() as reporter:
-        model, params = models.load(settings.model, mesh=mesh)
-        sizes = {one.template: min(one.template.size, settings.candidates) for one in key}
-        with reporter.stage("scoring candidates", sum(sizes.values())) as stage:
-            found = canary_exposures(
+        model, params = models.load(folder, mesh=mesh)
+        with reporter.stage("scoring candidates", sum(len(one.encoded) for one in among)) as stage:
+            found = exposures_among(
                 model,
                 params,
                 key,
-                reads.tokenizer,
-                max_length=reads.max_length,
-                candidates=settings.candidates,
-                method=settings.method,
-                seed=settings.seed,
+                among,
                 batch_size=settings.batch_size,
                 mesh=mesh,
                 progress=Counter(stage),
+                **how,
             )
         reporter.console.print(table(key, found))
         measure = exposure_measure(key, found, settings.seed)
@@ -99,6 +108,7 @@ def score(settings: CanaryScore) -> Measure:
 def table(key: Sequence[Canary], found: Sequence[Exposure]) -> "Table":
     """Exposure of each canary, the most exposed first."""
     from rich.table import Table
+    from rich.text import Text as Plain
 
     shown = Table(
         title="Exposure of canaries",
@@ -114,7 +124,7 @@ def table(key: Sequence[Canary], found: Sequence[Exposure]) -> "Table":
         fit = "" if value.fit_p_value is None else f", KS p {value.fit_p_value:.2g}"
         low, high = value.interval
         shown.add_row(
-            one.template.text.replace("[", "\\["),
+            Plain(one.template.text),
             str(one.copies),
             f"{value.bits:.2f}",
             "exact" if value.method == "exact" else f"{low:.2f} to {high:.2f}",

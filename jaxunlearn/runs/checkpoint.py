@@ -234,8 +234,7 @@ class Checkpoints:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip().splitlines()
-    # A terminal would take square brackets for markup.
-    return text[0][:300].replace("[", "(").replace("]", ")") if text else type(error).__name__
+    return text[0][:300] if text else type(error).__name__
 
 
 def _once(record: logging.LogRecord) -> bool:

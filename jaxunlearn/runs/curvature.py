@@ -8,6 +8,7 @@ The folder serves any method with an option `factors`; a request then runs witho
 
 import time
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from jaxunlearn.curvature.kronecker import (
     second_moments,
 )
 from jaxunlearn.data import Encoded, batches, filled, shapes_of, steps_per_epoch
+from jaxunlearn.models.specs import param_specs
 from jaxunlearn.runs import dry_run
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.inputs import reader
@@ -51,7 +53,9 @@ def store_curvature(settings: StoreCurvature) -> Path:
         )
     if settings.kind == "gradients" and settings.only:
         raise ValueError("--only chooses parameters for Kronecker factors; gradients are kept whole: leave it out")
-    encoded = reader(models.resolve(settings.model, weights=not settings.dry_run), settings.text).read(*settings.data)
+    folder = models.resolve(settings.model, weights=not settings.dry_run)
+    _check_patterns(settings.only, models.read_config(folder))
+    encoded = reader(folder, settings.text).read(*settings.data)
     if settings.dry_run:
         dry_run.store_curvature(settings, encoded)
         return settings.out
@@ -89,6 +93,14 @@ def store_curvature(settings: StoreCurvature) -> Path:
         size = sum(file.stat().st_size for file in settings.out.glob("*.safetensors"))
         reporter.say(f"{settings.kind} of {len(encoded)} records, {size / 2**20:.1f} MiB -> {settings.out}")
     return settings.out
+
+
+def _check_patterns(only: tuple[str, ...], config: models.DecoderConfig) -> None:
+    """Raises ValueError for a pattern that matches none of the decoder's parameters."""
+    paths = ["/".join(spec.path) for spec in param_specs(config)]
+    for pattern in only:
+        if not any(fnmatchcase(path, pattern) for path in paths):
+            raise ValueError(f"--only {pattern}: it matches none of the parameters {', '.join(paths)}")
 
 
 def warn_if_moved(folder: str | Path, weights: str | None) -> str | None:

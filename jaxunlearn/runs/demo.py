@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxunlearn import data, evals, methods, models
 from jaxunlearn.evals import Result
 from jaxunlearn.files import write_new
+from jaxunlearn.runs import dry_run_own
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.comparison import Comparison, Outcome, closest, table, write, write_rows
 from jaxunlearn.runs.fit import fit
@@ -57,11 +58,13 @@ class Corpus(NamedTuple):
 
 
 def demo(settings: Demo) -> Path:
-    """Run it; returns the folder written."""
-    out = _free(settings.out)
+    """Run it; returns the folder written, with `--dry-run` the one that would be."""
+    out, corpus = _free(settings.out), _corpus(settings.seed)
+    if settings.dry_run:
+        _tell(out, corpus)
+        return out
     start = time.monotonic()
     with Reporter(out) as reporter:
-        corpus = _corpus(settings.seed)
         model, trained, seconds = _train(corpus, settings.seed, reporter)
         stored = _ask(model, trained["before"], corpus, settings.seed, reporter)
         measure = _measurer(model, corpus, trained["retrained"], reporter)
@@ -107,6 +110,22 @@ def _free(out: Path) -> Path:
     return found
 
 
+def _tell(out: Path, corpus: Corpus) -> None:
+    """What would be done, for `--dry-run`."""
+    trainings, recipes = _trainings(corpus), _methods()
+    lesson = dry_run_own.Lesson(
+        config=_config(corpus),
+        forget=corpus.forget,
+        retain=corpus.retain,
+        holdout=corpus.holdout,
+        trainings={name: EPOCHS * data.steps_per_epoch(len(rows), BATCH) for name, rows in trainings.items()},
+        sizes=(BATCH, FORGET_ROWS, RETAIN_ROWS),
+        methods={name: (one, _most_steps(name), OPTIONS[name].get("cg_steps", 1)) for name, one in recipes.items()},
+        files=_files(corpus),
+    )
+    dry_run_own.demo(out, lesson)
+
+
 def _corpus(seed: int) -> Corpus:
     rows = data.corpus(seed=seed)
     tokenizer = data.train_tokenizer(data.training_texts(rows))
@@ -116,8 +135,8 @@ def _corpus(seed: int) -> Corpus:
     return Corpus(tokenizer, forget_set, retain + authors + world, holdout, rows)
 
 
-def _train(corpus: Corpus, seed: int, reporter: Reporter) -> tuple[Model, dict[str, Params], dict[str, float]]:
-    config = models.DecoderConfig(
+def _config(corpus: Corpus) -> models.DecoderConfig:
+    return models.DecoderConfig(
         vocab_size=len(corpus.tokenizer),
         hidden_size=64,
         intermediate_size=176,
@@ -129,12 +148,18 @@ def _train(corpus: Corpus, seed: int, reporter: Reporter) -> tuple[Model, dict[s
         bos_token_id=corpus.tokenizer.bos_token_id,
         eos_token_id=corpus.tokenizer.eos_token_id,
     )
-    everything = corpus.forget + corpus.retain
-    shape = data.shapes_of(everything)
+
+
+def _trainings(corpus: Corpus) -> dict[str, list[data.Encoded]]:
+    """What the three models are trained on."""
+    return {"before": corpus.forget + corpus.retain, "retrained": corpus.retain, "second retrained": corpus.retain}
+
+
+def _train(corpus: Corpus, seed: int, reporter: Reporter) -> tuple[Model, dict[str, Params], dict[str, float]]:
+    config, trainings = _config(corpus), _trainings(corpus)
+    shape = data.shapes_of(trainings["before"])
     trained, seconds = {}, {}
-    for number, (name, encoded) in enumerate(
-        {"before": everything, "retrained": corpus.retain, "second retrained": corpus.retain}.items()
-    ):
+    for number, (name, encoded) in enumerate(trainings.items()):
         start = time.monotonic()
         model, params = models.init(config, jax.random.key(3 * seed + number))
         with reporter.stage(f"training: {name}", EPOCHS * data.steps_per_epoch(len(encoded), BATCH)) as stage:
@@ -201,9 +226,8 @@ def _forget(
     measure,
     reporter: Reporter,
 ) -> Outcome:
-    ascends = methods.CATALOGUE[name].ascends
+    ascends, steps = methods.CATALOGUE[name].ascends, _most_steps(name)
     start = time.monotonic()
-    steps = STEPS if ascends else MATCHING_STEPS
     with reporter.stage(name, steps) as stage:
         run = forget(
             method, model, jax.tree.map(jnp.copy, before), corpus.forget, corpus.retain, stored,
@@ -214,6 +238,10 @@ def _forget(
         jax.block_until_ready(run.state.params)
     seconds = time.monotonic() - start
     return Outcome(run, measure(name, run.state.params), seconds)
+
+
+def _most_steps(name: str) -> int:
+    return STEPS if methods.CATALOGUE[name].ascends else MATCHING_STEPS
 
 
 def _methods() -> dict[str, methods.Method]:

@@ -29,6 +29,7 @@ class Line(NamedTuple):
 def doctor(settings: Doctor) -> list[Line]:
     """Prints the findings and returns them; those with a problem make the command end with code 1."""
     from rich.console import Console
+    from rich.text import Text
 
     console = Console(highlight=False)
     lines = [*_packages(), *_machine(), *_settings()]
@@ -36,10 +37,11 @@ def doctor(settings: Doctor) -> list[Line]:
         lines.append(_product())
     width = max(len(line.name) for line in lines)
     for line in lines:
-        mark = "[green]✓[/green]" if line.problem is None else "[red]✗[/red]"
-        console.print(f"{mark} {line.name:<{width}}  {line.value}", soft_wrap=True)
+        mark = ("✓", "green") if line.problem is None else ("✗", "red")
+        # Values are those of the environment, where a folder may be named `cache[red]`.
+        console.print(Text.assemble(mark, f" {line.name:<{width}}  {line.value}"), soft_wrap=True)
         if line.problem:
-            console.print(f"  {'':<{width}}  [red]{line.problem}[/red]", soft_wrap=True)
+            console.print(Text.assemble(f"  {'':<{width}}  ", (line.problem, "red")), soft_wrap=True)
     return lines
 
 

@@ -3,23 +3,24 @@
 Everything that is checked before a run begins is checked, the headers of the weights too. Then the programs that cost
 most are compiled for the devices that are here, from shapes, as `jaxunlearn plan` does for devices that are not
 (`runs.needs`). No weight is read, and nothing is written.
+
+Here is what makes a model or looks at its curvature. Commands that ask one are in `dry_run_scoring`, those that bring
+their own in `dry_run_own`.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn import losses
 from jaxunlearn.curvature import GaussNewton, Hessian
 from jaxunlearn.curvature.kronecker import Settings, kronecker_factors
-from jaxunlearn.data import Encoded, PackedRow, batches, shapes_of, steps_per_epoch
-from jaxunlearn.runs import coresets, scoring_budget, streamed_work
-from jaxunlearn.runs.budget import Form, choose, choose_training, method_in, problem_for, training_step
+from jaxunlearn.data import Encoded, PackedRow, batches, steps_per_epoch
+from jaxunlearn.runs import coresets, streamed_work
+from jaxunlearn.runs.budget import Form, choose, choose_training, in_form, method_in, problem_for, training_step
 from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.needs import TOO_LARGE, Work, disk, needs, size_of
@@ -27,14 +28,14 @@ from jaxunlearn.runs.options import options_of
 from jaxunlearn.runs.prepared import Prepared, batch_sizes, prompts_of
 from jaxunlearn.runs.programs import PROGRAMS, Program, abstract, model_of, state_of
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.settings import Attack, Evaluate, Finetune, Spectrum, StoreCurvature, Unlearn
+from jaxunlearn.runs.settings import Finetune, Spectrum, StoreCurvature, Unlearn
 from jaxunlearn.runs.spectrum_work import work_of
-from jaxunlearn.types import Batch, TokenBatch
+from jaxunlearn.types import Batch
 
 
 def unlearn(settings: Unlearn, ready: Prepared) -> None:
     """Tells what `jaxunlearn unlearn` would do."""
-    with _told("unlearn", settings.out) as (reporter, rows):
+    with told("unlearn", settings.out) as (reporter, rows):
         found = Checkpoint.read(ready.folder)
         rows["model"] = found.told()
         rows |= _sets(forget=ready.forget, retain=ready.retain, holdout=ready.holdout)
@@ -53,7 +54,7 @@ def unlearn(settings: Unlearn, ready: Prepared) -> None:
         if settings.stream_retain:
             _, kept = coresets.sizes(settings, len(ready.forget), len(ready.retain))
             rows["method"] = streamed_work.told(settings, problem, kept)
-            work = [streamed_work.work_of(settings, problem, kept)]
+            work = [streamed_work.work_of(in_form(settings, form), problem, kept)]
             state = streamed_work.saved(settings, problem)
         else:
             rows["method"] = (
@@ -77,7 +78,7 @@ def finetune(
     settings: Finetune, records: Sequence[Encoded], rows_of_them: Sequence[Encoded] | Sequence[PackedRow], steps: int
 ) -> None:
     """Tells what `jaxunlearn finetune` would do in `steps` steps."""
-    with _told("finetune", settings.out) as (reporter, rows):
+    with told("finetune", settings.out) as (reporter, rows):
         found = Checkpoint.read(settings.model)
         mesh = settings.devices.make_mesh(alone=True)
         asked, form = (settings, rows_of_them, found, mesh, steps), Form()
@@ -93,6 +94,8 @@ def finetune(
             f"at most {settings.epochs} epochs, {steps} steps of {settings.batch_size}, {batch.tokens.shape[1]} tokens "
             f"long{shared}"
         )
+        if rules := (*settings.watching.stop_when, *settings.watching.keep_while):
+            rows["stops"] = f"by {' or '.join(rules)}, or after {steps} steps"
         if settings.private.private_epsilon is None and settings.private.noise_multiplier is None:
             rows |= needs([Work("a step", step, steps)], mesh, reporter)
         else:
@@ -106,7 +109,7 @@ def finetune(
 
 def store_curvature(settings: StoreCurvature, records: Sequence[Encoded]) -> None:
     """Tells what `jaxunlearn curvature` would do."""
-    with _told("curvature", settings.out) as (reporter, rows):
+    with told("curvature", settings.out) as (reporter, rows):
         found = Checkpoint.read(settings.model)
         mesh = settings.devices.make_mesh(alone=True)
         model, params = model_of(found.config, mesh, dtypes=found.dtypes)
@@ -129,46 +132,9 @@ def store_curvature(settings: StoreCurvature, records: Sequence[Encoded]) -> Non
         rows["disk"] = disk(settings.out, kept)
 
 
-def evaluate(settings: Evaluate, folders: dict[str, Path], texts: Sequence[Encoded], generates: bool) -> None:
-    """Tells what `jaxunlearn evaluate` would do: `folders` by column, `texts` of all suites."""
-    with _told("evaluate", settings.out) as (reporter, rows):
-        models_here = {name: Checkpoint.read(folder) for name, folder in folders.items()}
-        for name, found in models_here.items():
-            rows[name] = f"{folders[name]}: {found.told()}"
-        rows["texts"] = f"{_size_of(texts)}, scored under each of {len(folders)} models"
-        if generates:
-            rows["answers"] = f"written besides, up to {settings.new_tokens} tokens each, or as a suite says"
-        if settings.memory_budget is not None:
-            mesh = settings.devices.make_mesh(alone=True)
-            at_once = scoring_budget.choose(settings, folders, texts, mesh, reporter.say, writes=generates)
-            rows["within"] = f"{settings.memory_budget} a device: {at_once}"
-            settings = replace(settings, batch_size=at_once.scored)
-        rows |= _scoring(settings, models_here["after"], texts, len(folders), reporter)
-
-
-def attack(
-    settings: Attack,
-    folders: dict[str, Path],
-    texts: Sequence[Encoded],
-    families: Sequence[str],
-    lacking: dict[str, str],
-) -> None:
-    """Tells what `jaxunlearn attack` would do: `folders` by column, `texts` of all sets, what families are lacking."""
-    with _told("attack", settings.out) as (reporter, rows):
-        models_here = {name: Checkpoint.read(folder) for name, folder in folders.items()}
-        for name, found in models_here.items():
-            rows[name] = f"{folders[name]}: {found.told()}"
-        families = [name for name in families if name not in lacking]
-        rows["tests"] = ", ".join(families) or "none"
-        if lacking:
-            rows["skipped"] = ", ".join(f"{name} (no {option})" for name, option in lacking.items())
-        rows["texts"] = f"{_size_of(texts)}; every test reads some of them once or several times"
-        rows |= _scoring(settings, models_here["after"], texts, len(folders) * len(families), reporter)
-
-
 def spectrum(settings: Spectrum, asked: Unlearn, ready: Prepared, curvature: GaussNewton | Hessian) -> None:
     """Tells what `jaxunlearn spectrum` would do; `asked` is the run of `unlearn` whose first step it takes."""
-    with _told("spectrum", settings.out) as (reporter, rows):
+    with told("spectrum", settings.out) as (reporter, rows):
         found = Checkpoint.read(ready.folder)
         rows["model"] = found.told()
         rows |= _sets(forget=ready.forget, retain=ready.retain)
@@ -190,7 +156,7 @@ def spectrum(settings: Spectrum, asked: Unlearn, ready: Prepared, curvature: Gau
 
 
 @contextmanager
-def _told(command: str, out: Path | None) -> Iterator[tuple[Reporter, dict[str, str]]]:
+def told(command: str, out: Path | None) -> Iterator[tuple[Reporter, dict[str, str]]]:
     """Rows to fill in, shown at the end."""
     with Reporter() as reporter:
         rows: dict[str, str] = {}
@@ -206,20 +172,6 @@ def _told(command: str, out: Path | None) -> Iterator[tuple[Reporter, dict[str, 
             table.add_row(Text(name, "bold"), shown)
         reporter.say(f"A dry run of `jaxunlearn {command}`: no weight was read, nothing was written.")
         reporter.console.print(table, highlight=False)
-
-
-def _scoring(
-    settings: Evaluate | Attack, found: Checkpoint, texts: Sequence[Encoded], passes: int, reporter: Reporter
-) -> dict[str, str]:
-    mesh = settings.devices.make_mesh(alone=True)
-    size = min(settings.batch_size, len(texts))
-    length, places = shapes_of(texts)
-    shapes = {"tokens": (size, length), "loss_mask": (size, length), "positions": (size, places)}
-    kinds = {"tokens": jnp.int32, "loss_mask": jnp.float32, "positions": jnp.int32}
-    batch = TokenBatch(**{name: jax.ShapeDtypeStruct(shape, kinds[name]) for name, shape in shapes.items()})
-    return needs(
-        [Work("scoring a batch", _forward(found, batch, mesh), passes * -(-len(texts) // size))], mesh, reporter
-    )
 
 
 def _asking(ready: Prepared, substitutes: int, found: Checkpoint, mesh: Mesh) -> Work:
@@ -263,10 +215,11 @@ def _checkpoints(settings: Unlearn) -> bool:
 
 
 def _sets(**sets: Sequence[Encoded] | None) -> dict[str, str]:
-    return {name: _size_of(encoded) for name, encoded in sets.items() if encoded}
+    return {name: amount(encoded) for name, encoded in sets.items() if encoded}
 
 
-def _size_of(encoded: Sequence[Encoded]) -> str:
+def amount(encoded: Sequence[Encoded]) -> str:
+    """How much that is, in words."""
     tokens = sum(len(one.tokens) for one in encoded)
     scored = sum(int((one.loss_mask > 0).sum()) for one in encoded)
     return f"{len(encoded):,} records, {tokens:,} tokens, {scored:,} of them to be predicted"

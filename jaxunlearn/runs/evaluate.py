@@ -13,8 +13,9 @@ from jaxunlearn.evals import Result, Run, Suite
 from jaxunlearn.evals.suites import Sources, tofu_suite
 from jaxunlearn.evals.suites.runner import Generate
 from jaxunlearn.models.saving import byte_size
-from jaxunlearn.runs import dry_run, scoring_budget
+from jaxunlearn.runs import dry_run_scoring, scoring_budget
 from jaxunlearn.runs import record as records
+from jaxunlearn.runs.flags import of_flag
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter, Stage
 from jaxunlearn.runs.scoring_budget import Rows
@@ -39,7 +40,7 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
     folders = _columns(settings)
     texts = {id(text): text for suite in suites for part in suite.texts().values() for text in part}
     if settings.dry_run:
-        dry_run.evaluate(settings, folders, list(texts.values()), generate is not None)
+        dry_run_scoring.evaluate(settings, folders, list(texts.values()), generate is not None)
         return {}
     mesh = settings.devices.make_mesh()
     work = None
@@ -111,6 +112,7 @@ def suites_of(settings: Evaluate, reads: Reader) -> Sequence[Suite]:
     sources = Sources(
         data=settings.data,
         split=settings.split,
+        fold=settings.fold,
         limit=settings.limit,
         style=settings.choice_style,
         truncate=settings.text.truncate,
@@ -151,6 +153,10 @@ def _listed(names: list[str]) -> str:
 def _check(settings: Evaluate) -> None:
     if settings.suite is None and settings.data:
         raise ValueError("--data needs --suite NAME: say which metrics are wanted, or --suite all")
+    if settings.fold is not None and settings.suite not in ("muse", "memorisation", "privacy", "all"):
+        raise ValueError(f"--fold {settings.fold} is one of MUSE's forget sets: give --suite muse with --data FOLDER")
+    if settings.fold is not None and settings.forget is not None:
+        raise ValueError(f"--fold {settings.fold} and --forget {settings.forget} both name the forget set: give one")
     if settings.suite is None and settings.forget is None:
         raise ValueError("nothing to evaluate on: give --forget FILE, or --suite NAME with --data FOLDER")
     for name in ("limit", "new_tokens", "batch_size"):
@@ -171,6 +177,14 @@ def _columns(settings: Evaluate) -> dict[str, Path]:
             )
         folders[folder.name] = folder
     folders["retrained"] = settings.reference_model
+    for flag, folder in (
+        ("--before-model", settings.before_model),
+        *(("--more-model", folder) for folder in settings.more_model),
+        ("--reference-model", settings.reference_model),
+    ):
+        if folder is not None:
+            with of_flag(flag):
+                models.resolve(folder, weights=not settings.dry_run)
     return {name: folder for name, folder in folders.items() if folder is not None}
 
 

@@ -2,24 +2,29 @@
 
 import math
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from jaxunlearn import models
-from jaxunlearn.data import shapes_of, steps_per_epoch
+from jaxunlearn.data import Encoded, shapes_of, steps_per_epoch
 from jaxunlearn.files import require_room
 from jaxunlearn.models.saving import byte_size
-from jaxunlearn.runs import dry_run, requests
+from jaxunlearn.runs import dry_run, requests, watch_plan
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.budget import Form, choose_training
 from jaxunlearn.runs.fit import fit
 from jaxunlearn.runs.fit_private import fit_private
 from jaxunlearn.runs.headers import Checkpoint
-from jaxunlearn.runs.inputs import reader, rows_of
-from jaxunlearn.runs.privacy import card, guarantee, mechanism_of
+from jaxunlearn.runs.inputs import Reader, reader, rows_of
+from jaxunlearn.runs.privacy import card, check_watched, guarantee, mechanism_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Finetune
 from jaxunlearn.runs.trackers import HISTORY
 from jaxunlearn.runs.work import Work, finished
+
+LOOKED_AT = ("forget", "retain", "holdout")
+STOPPED_BY = {"epochs": "--epochs", "loss": "--stop-at-loss", "goal": "--stop-when", "limit": "--keep-while"}
 
 
 def finetune(settings: Finetune) -> Path:
@@ -36,7 +41,9 @@ def finetune(settings: Finetune) -> Path:
         raise ValueError(f"--epochs {settings.epochs}, --batch-size {settings.batch_size}: both must be at least 1")
     if settings.learning_rate is not None and not settings.learning_rate > 0:
         raise ValueError(f"--learning-rate {settings.learning_rate}: give a positive rate, or leave it out")
-    byte_size(settings.max_shard_size)
+    if not settings.weight_decay >= 0:
+        raise ValueError(f"--weight-decay {settings.weight_decay}: give 0 or more")
+    byte_size(settings.max_shard_size, "--max-shard-size")
     if settings.memory_budget is not None:
         byte_size(settings.memory_budget, "--memory-budget")
     folder = models.resolve(settings.model, weights=not settings.dry_run)
@@ -44,7 +51,8 @@ def finetune(settings: Finetune) -> Path:
     before = records.digest(folder)
     work = Work("finetune", settings, digests={"model": before})
     answered = requests.earlier(folder, before)
-    encoded = reader(folder, settings.text).read(*settings.data)
+    reads = reader(folder, settings.text)
+    encoded = reads.read(*settings.data)
     again = requests.returning([one.record for one in encoded], answered)
     mechanism = mechanism_of(settings, len(encoded))
     if mechanism is not None and settings.pack is not None:
@@ -58,6 +66,7 @@ def finetune(settings: Finetune) -> Path:
     clip_norm = 1.0 if settings.private.clip_norm is None else settings.private.clip_norm
     promised = None if mechanism is None else guarantee(mechanism, clip_norm, settings.private.private_delta)
     steps = settings.epochs * steps_per_epoch(len(rows), settings.batch_size)
+    watched = _watched(settings, reads, encoded, steps, private=mechanism is not None)
     if settings.dry_run:
         dry_run.finetune(settings, encoded, rows, steps)
         return settings.out
@@ -83,7 +92,9 @@ def finetune(settings: Finetune) -> Path:
             )
         if work.resumed:
             reporter.say(work.told())
-        common = {"learning_rate": rate, "weight_decay": settings.weight_decay, "mesh": mesh}
+        look = partial(watch_plan.start, watched, model, params, reads, mesh=mesh)
+        watching = look(seed=settings.seed, keep=work.keep, reporter=reporter)
+        common = {"learning_rate": rate, "weight_decay": settings.weight_decay, "mesh": mesh, "watch": watching}
         staged = reporter.stage("fine-tuning", steps, tokens=settings.batch_size * shapes_of(rows)[0])
         with staged as stage, work.checkpoints(reporter.say) as checkpoints:
             if mechanism is None:
@@ -113,35 +124,63 @@ def finetune(settings: Finetune) -> Path:
                     checkpoints=checkpoints,
                     **common,
                 )
-        if not math.isfinite(done.losses[-1]):
+        if not math.isfinite(done.losses[-1]) and done.kept < done.steps:
+            reporter.warn("training diverged after the best look")
+        elif not math.isfinite(done.losses[-1]):
             work.remove()
             raise ValueError(
                 f"training diverged: the loss of epoch {len(done.losses)} is {done.losses[-1]}, so nothing was saved; "
                 f"give a --learning-rate below {rate:.1e}"
             )
+        losses = [loss if math.isfinite(loss) else None for loss in done.losses]
         facts = {
             "records": len(encoded),
             "learning_rate": rate,
             "steps": done.steps,
-            "losses": done.losses,
+            "losses": losses,
+            "stopped": done.stopped,
             "seconds": round(time.monotonic() - start, 1),
             **({} if promised is None else {"privacy": promised}),
             **({} if settings.memory_budget is None else {"form": form._asdict()}),
+            **({} if watching is None else {"watching": watching.record(done.kept)}),
         }
-        inputs = {"model": settings.model, **{f"data_{i}": path for i, path in enumerate(settings.data)}}
+        looked_at = {name: getattr(settings.watching, name) for name in LOOKED_AT}
+        inputs = {"model": settings.model, **{f"data_{i}": path for i, path in enumerate(settings.data)}, **looked_at}
 
         def content(written: Path) -> str:
             ledger = {"weights": records.digest(written), "requests": answered} if answered else {}
             return records.record("finetune", settings, inputs, digests={"model": before}, **facts, **ledger)
 
-        text = None if promised is None else card(Path(settings.model).name, promised, records.FILE)
+        text = None if promised is None else card(Path(settings.model).name, promised, records.FILE, done.kept)
         extra = {
             records.FILE: content,
             records.CONFIG: records.configuration("finetune", settings),
-            HISTORY: records.json_lines({"epoch": number, "loss": loss} for number, loss in enumerate(done.losses, 1)),
+            HISTORY: records.json_lines({"epoch": number, "loss": loss} for number, loss in enumerate(losses, 1)),
         }
         models.save(settings.out, model, done.params, card=text, extra=extra, max_shard_size=settings.max_shard_size)
-        reporter.say(
-            f"loss {done.losses[-1]:.4f} nats per loss token after {len(done.losses)} epochs -> {settings.out}"
-        )
+        told = f"loss {done.losses[-1]:.4f} nats per loss token after {len(done.losses)} epochs"
+        kept = "" if done.kept == done.steps else f", the best after {done.kept} of {done.steps} steps kept"
+        reporter.say(f"{told}, stopped by {STOPPED_BY[done.stopped]}{kept} -> {settings.out}")
     return settings.out
+
+
+def _watched(
+    settings: Finetune, reads: Reader, encoded: Sequence[Encoded], steps: int, *, private: bool
+) -> watch_plan.Plan | None:
+    """What is looked at while training, and by which rules it ends."""
+    asked = settings.watching
+    sets = {name: reads.read(source) if (source := getattr(asked, name)) else None for name in LOOKED_AT}
+    if private:
+        trained = [one.record for one in encoded]
+        check_watched(settings, trained, [one.record for part in sets.values() for one in part or ()])
+    # Rules of a private run must not be measured on its records; looks alone are told to whoever holds these anyway.
+    by_rules = bool(asked.stop_when or asked.keep_while)
+    retain = sets["retain"] or (() if private and by_rules else encoded)
+    found = watch_plan.plan(asked, reads, sets["forget"] or (), retain, sets["holdout"], steps=steps)
+    unused = next((name for name, part in sets.items() if part and found is None), None)
+    if unused is not None:
+        raise ValueError(
+            f"--{unused} {getattr(asked, unused)} is only looked at while training: give --evaluate-every STEPS, "
+            "--stop-when or --keep-while with it, or leave it out"
+        )
+    return found

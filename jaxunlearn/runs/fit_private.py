@@ -1,7 +1,9 @@
 """Private training on loss tokens: DP-Adam, that is AdamW on the private gradients of Poisson samples.
 
 The number of steps is fixed beforehand: a run that stopped by its loss would tell something about the records that no
-noise covers. The losses reported are such exact facts too, meant for whoever holds the records anyway.
+noise covers. The losses reported are such exact facts too, meant for whoever holds the records anyway. A watch may end
+a run and choose among its models by what it measures on *other* records: the guarantee holds for all steps together and
+for whatever is computed from their results.
 """
 
 import secrets
@@ -19,7 +21,8 @@ from jaxunlearn.accounting import SampledGaussian
 from jaxunlearn.data import Encoded, poisson_batches, shapes_of
 from jaxunlearn.private import private_gradient, record_nll
 from jaxunlearn.runs.checkpoint import Checkpoints
-from jaxunlearn.runs.fit import Fitted, mean_nll, schedule
+from jaxunlearn.runs.fit import Fitted, fitted, looked, mean_nll, restored, schedule, snapshot
+from jaxunlearn.runs.watch import Watch
 from jaxunlearn.sharding.regions import replicate_rest
 from jaxunlearn.types import Model, Params, TokenBatch
 
@@ -39,6 +42,7 @@ def fit_private(
     entropy: UInt32[np.ndarray, "6"] | None = None,
     mesh: Mesh | None = None,
     shape: tuple[int, int] | None = None,
+    watch: Watch | None = None,
     advance: Callable[..., None] | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> Fitted:
@@ -59,12 +63,15 @@ def fit_private(
             holds against those who do not know them.
         mesh: where batches are put; None for one device.
         shape: `(length, places)` of the batches, default that of the records.
-        advance: called after each step, `advance(epoch=, loss=)` after one that is measured; first, when steps are
-            taken from a checkpoint, `advance(steps)`.
+        watch: evaluates now and then, ends training by its rules, and keeps the best parameters. With rules, what it
+            measures must not be the records: see the module.
+        advance: called after each step, `advance(epoch=, loss=)` after one that is measured and with the numbers of a
+            look; first, when steps are taken from a checkpoint, `advance(steps)`.
         checkpoints: where to go on from and what to leave; see `runs.checkpoint`.
 
     Raises:
-        ValueError: the records are not as many as `mechanism` says, or `microbatch` is below 1.
+        ValueError: the records are not as many as `mechanism` says, `microbatch` is below 1, or a rule of the watch
+            ends training before its first step or leaves no step worth keeping.
     """
     if len(encoded) != mechanism.records:
         raise ValueError(f"{len(encoded)} records, but the privacy was computed for {mechanism.records}")
@@ -80,12 +87,14 @@ def fit_private(
     state = replicate_rest((params, remainder.start(params), moments), params)
     every = report_every or mechanism.steps
     history: list[float] = []
-    done = 0
-    found = None if checkpoints is None else checkpoints.restore(lambda facts: state)
+    done, stopped = 0, "epochs"
+    found = restored(checkpoints, state, watch)
     if found is not None:
         done, state, history = found.step, found.state, found.facts["losses"]
         if advance is not None:
             advance(done)
+    elif watch is not None:
+        watch.begin(state[0], state[0])
     samples = poisson_batches(
         encoded,
         mechanism.sampling_rate,
@@ -95,21 +104,22 @@ def fit_private(
         rows=-(-mechanism.capacity // microbatch) * microbatch,
         shape=shape or shapes_of(encoded),
     )
-    for number, one in enumerate(samples, start=done + 1):
-        state = step(state, one.on(mesh), jax.random.fold_in(key, number))
+    for one in samples:
+        done += 1
+        state = step(state, one.on(mesh), jax.random.fold_in(key, done))
+        ended, seen = looked(watch, done, state[0])
         facts = {}
-        if number % every == 0 or number == mechanism.steps:
+        if done % every == 0 or done == mechanism.steps or ended is not None:
             history.append(mean_nll(model, state[0], encoded, mesh=mesh))
             facts = {"epoch": len(history), "loss": history[-1]}
         if advance is not None:
-            advance(**facts)
+            advance(**facts, **seen)
+        if ended is not None:
+            stopped = ended
+            break
         if checkpoints is not None:
-            checkpoints.after(number, partial(_snapshot, state, history))
-    return Fitted(state[0], history, mechanism.steps)
-
-
-def _snapshot(state: tuple, losses: list[float]) -> tuple[tuple, dict]:
-    return state, {"losses": losses}
+            checkpoints.after(done, partial(snapshot, state, watch, losses=history))
+    return fitted(state[0], history, done, stopped, watch)
 
 
 def _entropy() -> np.ndarray:

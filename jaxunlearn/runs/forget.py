@@ -124,15 +124,15 @@ def forget(
         if advance is not None:
             advance(found.step)
     elif watch is not None:
-        _refuse_at_once(watch.look(0, state.whole(), state.params))
+        watch.begin(state.whole(), state.params)
     for one, _ in zip(pairs(start=tuple(place)), range(len(history), steps), strict=False):
         state, info = step(state, complete(one))
         facts = numbers(info)
         ended = None
-        if watch is not None and (len(history) + 1) % watch.every == 0:
+        if watch is not None and watch.due(len(history) + 1):
             ended = watch.look(len(history) + 1, state.whole(), state.params)
             best = info if watch.kept == len(history) + 1 else best
-            facts |= {f"watched_{name}": value for name, value in watch.numbers(watch.looks[-1].result).items()}
+            facts |= watch.shown()
         history.append(facts)
         if advance is not None:
             advance(**facts)
@@ -144,15 +144,10 @@ def forget(
             break
         if checkpoints is not None:
             checkpoints.after(len(history), partial(_snapshot, state, info, best, watch, history, one.next))
-    kept = len(history)
-    if watch is not None and (watch.goals or watch.limits):
-        if watch.kept == 0:
-            raise ValueError(
-                f"no look after any of {len(history)} steps was better than the model before unlearning, so nothing is "
-                "kept; take smaller steps, look more often (--evaluate-every), or loosen the rules"
-            )
+    kept = len(history) if watch is None else watch.settle(len(history))
+    if watch is not None and watch.rules:
         params = watch.best_params(state.params)
-        kept, info, state = watch.kept, best, state._replace(params=params, remainder=remainder.start(params))
+        info, state = best, state._replace(params=params, remainder=remainder.start(params))
     products = sum(int(facts.get("products", 0)) for facts in history)
     return Forgotten(state, info, history, stopped, products, kept)
 
@@ -168,13 +163,6 @@ def _snapshot(
     facts = {"history": history, "next": following, "watch": None if watch is None else watch.progress()}
     best = None if watch is None or not watch.kept else watch.best_params(state.params)
     return Progress(state._replace(frozen=None), info, best, None if best is None else best_info), facts
-
-
-def _refuse_at_once(ended: str | None) -> None:
-    if ended == "goal":
-        raise ValueError("the model meets --stop-when before the first step: there is nothing to forget by that rule")
-    if ended == "limit":
-        raise ValueError("the model breaks --keep-while before the first step: loosen the rule")
 
 
 def numbers(info: StepInfo) -> dict[str, float]:

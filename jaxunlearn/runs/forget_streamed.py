@@ -79,11 +79,6 @@ def check(settings: Unlearn) -> None:
             f"--steps {settings.steps}: --stream-retain takes one step; leave --steps out, and give the result to "
             "another run for another step"
         )
-    if settings.memory_budget is not None:
-        raise ValueError(
-            "--memory-budget chooses the form of a step on one batch: with --stream-retain leave it out, and choose "
-            "--retain-size and --batch-size, the records at a time (--dry-run says what they take)"
-        )
     watching = settings.watching
     rules = {
         "stop-at-nll": settings.stop_at_nll is not None,

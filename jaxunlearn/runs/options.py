@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxunlearn.methods import CATALOGUE, Method
+from jaxunlearn.runs.flags import of_flag
 
 
 class Option(NamedTuple):
@@ -84,7 +85,8 @@ def make_method(name: str, options: Sequence[str] = ()) -> Method:
         'gauss_newton_ascent'
     """
     values = hyperparameters(name, options)
-    return CATALOGUE[name].make(**values)
+    with of_flag("--option"):
+        return CATALOGUE[name].make(**values)
 
 
 def hyperparameters(name: str, options: Sequence[str] = ()) -> dict[str, Any]:

@@ -14,7 +14,7 @@ The last is a bound and no forecast: real steps reach a half or so of the peak, 
 
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -23,6 +23,7 @@ from jaxunlearn import methods, models
 from jaxunlearn.files import write_new
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.facts import size_text
+from jaxunlearn.runs.flags import of_flag
 from jaxunlearn.runs.options import make_method
 from jaxunlearn.runs.programs import PROGRAMS, Program, planned
 from jaxunlearn.runs.progress import Reporter
@@ -113,7 +114,9 @@ def estimate(
 ) -> Estimate:
     """Compiles one program for one topology."""
     devices = devices_of(topology)
-    mesh = make_mesh(**mesh_sizes(settings.mesh, len(devices)), devices=devices)
+    with of_flag("--mesh"):
+        sizes = mesh_sizes(settings.mesh, len(devices))
+    mesh = make_mesh(**sizes, devices=devices)
     problem = planned(settings, config, method, mesh)
     program = PROGRAMS[name](problem, method, settings.cg_steps)
     return compiled(name, program, mesh, topology, loops=settings.cg_steps)
@@ -121,12 +124,24 @@ def estimate(
 
 def compiled(name: str, program: Program, mesh: Mesh, topology: Topology, *, loops: int) -> Estimate:
     """Compiles a program for the devices of `mesh`, which `topology` describes; a solver's loop runs `loops` times."""
-    function, arguments, donated = program
     start = time.perf_counter()
-    executable = jax.jit(function, donate_argnums=donated).lower(*arguments).compile()
-    seconds = time.perf_counter() - start
+    traced = traced_of(program)
+    executable = traced.lower().compile()
+    return estimated(name, traced, executable, time.perf_counter() - start, mesh, topology, loops=loops)
+
+
+def traced_of(program: Program) -> Any:
+    """A program before it is lowered, `jax.stages.Traced`."""
+    function, arguments, donated = program
+    return jax.jit(function, donate_argnums=donated).trace(*arguments)
+
+
+def estimated(
+    name: str, traced: Any, executable: Any, seconds: float, mesh: Mesh, topology: Topology, *, loops: int
+) -> Estimate:
+    """What a program that took `seconds` to compile asks of a device."""
     used = executable.memory_analysis()
-    flops = equation_flops(jax.make_jaxpr(function)(*arguments), unknown=loops) / mesh.size
+    flops = equation_flops(traced.jaxpr, unknown=loops) / mesh.size
     moved = traffic(executable, unknown=loops)
     results = used.output_size_in_bytes - used.alias_size_in_bytes
     chip = topology.chip
@@ -182,13 +197,14 @@ def _cells(one: Estimate) -> list[str]:
 
 def _table(found: list[Estimate], title: str):
     from rich.table import Table
+    from rich.text import Text
 
     mesh = ", ".join(f"{name} {size}" for name, size in found[0].mesh.items())
-    table = Table(title=f"{title}, per chip; mesh: {mesh}")
+    table = Table(title=Text(f"{title}, per chip; mesh: {mesh}", "table.title"))
     for name in HEAD:
         table.add_column(name, justify="left" if name in ("program", "traffic") else "right")
     for one in found:
-        table.add_row(*_cells(one))
+        table.add_row(*map(Text, _cells(one)))
     return table
 
 

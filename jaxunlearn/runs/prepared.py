@@ -7,7 +7,7 @@ from jaxunlearn import data, models
 from jaxunlearn.files import require_room
 from jaxunlearn.methods import CATALOGUE, Entry, Method
 from jaxunlearn.models.saving import byte_size
-from jaxunlearn.runs import alternatives, coresets, forget_streamed, requests, trainable, watch
+from jaxunlearn.runs import alternatives, coresets, forget_streamed, requests, trainable, watch_plan
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.alternatives import Alternatives
 from jaxunlearn.runs.inputs import Reader, reader
@@ -43,7 +43,7 @@ class Prepared(NamedTuple):
     retain: list[data.Encoded]
     holdout: list[data.Encoded] | None
     others: Alternatives
-    watched: watch.Plan | None
+    watched: watch_plan.Plan | None
 
 
 def prepare(settings: Unlearn) -> Prepared:
@@ -77,9 +77,11 @@ def prepare(settings: Unlearn) -> Prepared:
     others = alternatives.written(method, gone, kept, reads, settings.seed)
     _check_microbatch(settings, *batch_sizes(settings, len(forget), len(retain)))
     holdout = reads.read(settings.holdout) if settings.holdout else None
-    watched = watch.plan(settings.watching, reads, forget, retain, holdout)
+    entry = CATALOGUE[settings.method]
+    steps = entry.steps if settings.steps is None else settings.steps
+    watched = watch_plan.plan(settings.watching, reads, forget, retain, holdout, steps=steps)
     return Prepared(
-        method, CATALOGUE[settings.method], reads, folder, before, answered, new, forget, retain, holdout, others,
+        method, entry, reads, folder, before, answered, new, forget, retain, holdout, others,
         watched,
     )  # fmt: skip
 
@@ -142,7 +144,7 @@ def _no_retain(settings: Unlearn) -> str:
 
 
 def _check_numbers(settings: Unlearn) -> None:
-    byte_size(settings.max_shard_size)
+    byte_size(settings.max_shard_size, "--max-shard-size")
     if settings.memory_budget is not None:
         byte_size(settings.memory_budget, "--memory-budget")
     coresets.check(settings)

@@ -1,7 +1,10 @@
 """What a private fine-tuning run promises: settings as a mechanism, the guarantee in its record and on its card."""
 
+from collections.abc import Sequence
+
 from jaxunlearn.accounting import SampledGaussian, calibrate, capacity_for
-from jaxunlearn.data import steps_per_epoch
+from jaxunlearn.data import Record, steps_per_epoch
+from jaxunlearn.data.records import normalised
 from jaxunlearn.runs.settings import Finetune
 
 ADJACENCY = "add or remove one record"
@@ -61,6 +64,34 @@ def mechanism_of(settings: Finetune, records: int) -> SampledGaussian | None:
     )
 
 
+def check_watched(settings: Finetune, trained: Sequence[Record], looked_at: Sequence[Record]) -> None:
+    """What ends a private run, or chooses among its models, is measured on other records, or the noise covers it not.
+
+    Args:
+        settings: of the run.
+        trained: its records.
+        looked_at: those that rules are measured on.
+
+    Raises:
+        ValueError: rules that are measured on the records, or on what cannot be told from them.
+    """
+    watching = settings.watching
+    if not (watching.stop_when or watching.keep_while):
+        return
+    if watching.evaluate_data:
+        raise ValueError(
+            f"--evaluate-data {watching.evaluate_data[0]}: the rules of a private run are measured on records that can "
+            "be told from those it is trained on; give --forget, --retain or --holdout instead"
+        )
+    known = {normalised(record): record for record in trained}
+    shared = next((record for record in looked_at if normalised(record) in known), None)
+    if shared is not None:
+        raise ValueError(
+            f"{shared.where} is also at {known[normalised(shared)].where}: where a private run stops, and which of its "
+            "models is kept, must not depend on its records; let rules look at others"
+        )
+
+
 def guarantee(mechanism: SampledGaussian, clip_norm: float, delta: float) -> dict:
     """The facts of the run's record."""
     from importlib.metadata import version
@@ -82,15 +113,16 @@ def guarantee(mechanism: SampledGaussian, clip_norm: float, delta: float) -> dic
     }
 
 
-def card(base: str, facts: dict, file: str) -> str:
-    """The README.md of the model."""
+def card(base: str, facts: dict, file: str, kept: int) -> str:
+    """The README.md of the model, which is that after `kept` steps."""
+    rest = "" if kept == facts["steps"] else f"; the model is that after {kept}, chosen by looks at other records"
     return (
         "# Privately fine-tuned model\n\n"
         f"Made by jaxunlearn from `{base}` with DP-SGD on {facts['records']} records: "
         f"({facts['epsilon']:.4g}, {facts['delta']:.4g})-differentially private, where data sets are neighbours that "
         f"differ by one record ({facts['adjacency']}).\n\n"
         f"- {facts['steps']} steps of Adam on gradients clipped to norm {facts['clip_norm']:.4g}, noise multiplier "
-        f"{facts['noise_multiplier']:.4g}\n"
+        f"{facts['noise_multiplier']:.4g}{rest}\n"
         f"- each record drawn with probability {facts['sampling_rate']:.4g} in each step, at most {facts['capacity']} "
         "at once\n"
         f"- accountant: {facts['accountant']}\n\n"

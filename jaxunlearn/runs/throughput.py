@@ -20,6 +20,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxunlearn import losses, models, tree
+from jaxunlearn.curvature import EmpiricalFisher, GaussNewton, Hessian, TrueFisher
+from jaxunlearn.curvature.kronecker import kronecker_factors
 from jaxunlearn.sharding import shard_batch
 from jaxunlearn.sharding.program import matmul_flops
 from jaxunlearn.transforms import Curvature
@@ -57,6 +59,13 @@ class Program(NamedTuple):
 
     def run(self) -> Any:
         return jax.block_until_ready(self.compiled(*self.arguments))
+
+
+class Product(NamedTuple):
+    """A kind of product: `function(model, params, batch, vector)`, and how many of them one call makes."""
+
+    function: Callable
+    count: int = 1
 
 
 class Row(NamedTuple):
@@ -117,6 +126,35 @@ def repeated(recipe: Curvature) -> Callable:
         return jax.lax.fori_loop(0, REPEATED, lambda _, x: tree.scale(1e-3, A(x)), v)
 
     return products
+
+
+def products_of(kinds: tuple[str, ...] = ()) -> dict[str, Product]:
+    """Name to product, of these kinds or of all; the gradient first, which the others are held against.
+
+    Example:
+        >>> list(products_of(("kfac",)))
+        ['gradient', 'K-FAC factors']
+    """
+    loop = f"each of {REPEATED} in a loop"
+    every = {
+        "hessian": {
+            "Hessian": Product(once(Hessian())),
+            f"Hessian, {loop}": Product(repeated(Hessian()), REPEATED),
+        },
+        "gauss-newton": {
+            "Gauss-Newton": Product(once(GaussNewton())),
+            f"Gauss-Newton, {loop}": Product(repeated(GaussNewton()), REPEATED),
+        },
+        "fisher": {
+            "empirical Fisher": Product(once(EmpiricalFisher(samples=None, stored=False))),
+            "true Fisher, drawn labels": Product(once(TrueFisher(samples=None, stored=False))),
+        },
+        "kfac": {"K-FAC factors": Product(lambda model, params, batch, v: kronecker_factors(model, params, batch))},
+    }
+    found = {"gradient": Product(lambda model, params, batch, v: gradient(model, params, batch))}
+    for kind in dict.fromkeys(kinds or every):
+        found |= every[kind]
+    return found
 
 
 def program_of(function: Callable, p: Problem, products: int = 1, model: Model | None = None) -> Program:

@@ -1,6 +1,7 @@
 """What a run trains: all weights, the last layers, or low-rank adapters."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jaxunlearn import models
 from jaxunlearn.curvature.subset import Select
 from jaxunlearn.data import Encoded, batches
 from jaxunlearn.models.quantised import check_bits
+from jaxunlearn.runs.flags import of_flag
 from jaxunlearn.runs.settings import Trainable
 from jaxunlearn.types import Model, Params
 
@@ -79,4 +81,8 @@ def choose(
 
 def lora_of(settings: Trainable) -> models.LoRA:
     """The adapters that `settings` ask for."""
-    return models.LoRA(settings.lora_rank, settings.lora_alpha, settings.lora_targets or models.PROJECTIONS)
+    lora = models.LoRA(settings.lora_rank)
+    with of_flag("--lora-alpha"):
+        lora = replace(lora, alpha=settings.lora_alpha)
+    with of_flag("--lora-targets"):
+        return replace(lora, targets=settings.lora_targets or models.PROJECTIONS)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from jaxunlearn import data, models
 from jaxunlearn.certificate import describe
-from jaxunlearn.runs import alternatives, budget, coresets, dry_run, evidence, requests, trainable, watch
+from jaxunlearn.runs import alternatives, budget, coresets, dry_run, evidence, requests, trainable, watch_plan
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.budget import Form
 from jaxunlearn.runs.curvature import warn_if_moved
@@ -87,20 +87,13 @@ def unlearn(settings: Unlearn) -> Path:
         chosen = trainable.choose(
             settings.trainable, model, params, forget_set, retain_set, seed=settings.seed, mesh=mesh
         )
-        watching = None
-        if ready.watched is not None:
-            with reporter.stage("looking at the model before unlearning", 1) as stage:
-                watching = watch.start(
-                    ready.watched, chosen.model, chosen.params, reads, seed=settings.seed, mesh=mesh, keep=work.keep
-                )
-                stage.advance()
-            for rule in (*watching.goals, *watching.limits):
-                reporter.say("rule: " + " and ".join(map(str, rule)))
+        look = partial(watch_plan.start, ready.watched, chosen.model, chosen.params, reads, mesh=mesh)
+        watching = look(seed=settings.seed, keep=work.keep, reporter=reporter)
         steps = entry.steps if settings.steps is None else settings.steps
         sizes = batch_sizes(settings, len(forget_set), len(retain_set))
         if settings.stream_retain:
             how = {"mesh": mesh, "reporter": reporter, "work": work}
-            done = forget_streamed(settings, chosen, forget_set, retain_set, sizes, **how)
+            done = forget_streamed(budget.in_form(settings, form), chosen, forget_set, retain_set, sizes, **how)
         else:
             sets = zip(sizes, (forget_set, retain_set), strict=True)
             tokens = sum(size * data.shapes_of(some)[0] for size, some in sets)
@@ -138,12 +131,7 @@ def unlearn(settings: Unlearn) -> Path:
             reporter.warn(f"{skipped} of {len(done.history)} steps were not finite and not applied")
         facts = evidence.facts(method, done, stored, stop, time.monotonic() - start)
         if watching is not None:
-            rules = {"goals": watching.goals, "limits": watching.limits}
-            facts["watching"] = {
-                **{name: [[str(c) for c in rule] for rule in found] for name, found in rules.items()},
-                "kept": done.kept,
-                "looks": watching.facts(),
-            }
+            facts["watching"] = watching.record(done.kept)
         if settings.memory_budget is not None:
             facts["form"] = form._asdict()
         inputs = {name: getattr(settings, name) for name in ("model", "forget", "retain", "holdout")}

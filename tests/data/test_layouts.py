@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jaxunlearn.data import DataError, layouts
+from jaxunlearn.data import DataError, layouts, read
 from jaxunlearn.data.sources import Row, Table
 
 
@@ -90,6 +90,15 @@ def test_folds_of_requests_in_a_row_and_bare_strings(tmp_path):
     assert [records[0].completion for records in found] == [f"text {number}" for number in range(1, 5)]
     with pytest.raises(DataError, match="'down': choose scal or sust"):
         layouts.muse_folds(tmp_path, "down")
+    # The file can be given by itself, as `unlearn --forget` takes it.
+    alone = read(tmp_path / "sust" / "forget_3.json")
+    assert [(record.kind, record.completion) for record in alone] == [("text", "text 3"), ("text", "more")]
+    muse_folder(tmp_path)
+    assert layouts.muse(tmp_path, "sust/3").forget == found[2] == alone
+    assert layouts.muse(tmp_path).forget[0].completion == "some text"
+    write(tmp_path / "mixed.json", ["text", {"text": "more"}])
+    with pytest.raises(DataError, match="1 of 2 records cannot be used"):
+        read(tmp_path / "mixed.json")
 
 
 def test_all_missing_files_are_told_at_once(tmp_path):

@@ -1,7 +1,10 @@
 """A tokenizer of one token a character and a bigram model over it: everything can be worked out by hand."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
+from scipy.special import log_softmax
 
 from jaxunlearn.data import encode
 from jaxunlearn.data.records import from_rows
@@ -38,6 +41,24 @@ def table(seed: int) -> jax.Array:
 
 def word(rng: np.random.Generator) -> str:
     return "".join(rng.choice(list("abcdefgh"), rng.integers(3, 8)))
+
+
+def nll_of(tokens, places) -> np.ndarray:
+    """NLL of the tokens at those places under `table(0)`, nats."""
+    log_p = log_softmax(np.asarray(table(0), np.float64), axis=-1)
+    return -log_p[np.asarray(tokens)[np.asarray(places) - 1], np.asarray(tokens)[places]]
+
+
+def questions(seed: int, tasks: Sequence[str]) -> list[dict]:
+    """Multiple choice in the schema of WMDP and MMLU, a question for each task."""
+    rng, rows = np.random.default_rng(seed), []
+    for task in tasks:
+        offered = {"question": word(rng), "choices": [word(rng) for _ in range(4)]}
+        rows.append(offered | {"answer": int(rng.integers(4)), "task": task})
+    return rows
+
+
+QUESTIONS = questions(8, ("law", "law", "art", "art", "art"))
 
 
 def encoded(count: int, seed: int, *, wrong: int = 3, paraphrase: bool = True):

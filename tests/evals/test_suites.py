@@ -5,9 +5,8 @@ import json
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import log_softmax
 
-from jaxunlearn.data import Template, encode, from_rows
+from jaxunlearn.data import encode, from_rows
 from jaxunlearn.data.layouts import MuseData
 from jaxunlearn.evals import METRICS, Run, Sources, build, run_suites, score, why_missing
 from jaxunlearn.evals.conflict import worded
@@ -15,11 +14,10 @@ from jaxunlearn.evals.multiple_choice import choices
 from jaxunlearn.evals.muse import privleak_interval
 from jaxunlearn.evals.suites import Choice, KnowUnDo, Privacy, memorisation_suite, muse_suite, runner, tofu_suite
 
-from .letters import ALPHABET, MODEL, TOKENIZER, encoded, generate, table, word
+from .letters import ALPHABET, MODEL, QUESTIONS, TOKENIZER, encoded, generate, nll_of, table, word
 from .test_text_metrics import f1_by_hand
 
 LENGTH = 400
-PLAIN = Template("{prompt} {completion}")
 RUN = Run(MODEL, table(0), TOKENIZER)
 
 
@@ -36,23 +34,8 @@ def muse_data():
     return MuseData(verbmem, asked(4), asked(2), asked(4), asked(2), *parts)
 
 
-def question(rng, task):
-    return {
-        "question": word(rng),
-        "choices": [word(rng) for _ in range(4)],
-        "answer": int(rng.integers(4)),
-        "task": task,
-    }
-
-
 @pytest.fixture(scope="module")
-def rows():
-    rng = np.random.default_rng(8)
-    return [question(rng, task) for task in ("law", "law", "art", "art", "art")]
-
-
-@pytest.fixture(scope="module")
-def suites(rows):
+def suites():
     forget, retain = encoded(7, 0), encoded(5, 1)
     holdout = encoded(6, 2, wrong=0, paraphrase=False)
     return [
@@ -60,18 +43,13 @@ def suites(rows):
         muse_suite(muse_data(), TOKENIZER, max_length=LENGTH),
         KnowUnDo(forget, retain),
         Privacy(forget, holdout),
-        Choice(choices(rows, TOKENIZER, max_length=LENGTH)),
+        Choice(choices(QUESTIONS, TOKENIZER, max_length=LENGTH)),
     ]
 
 
 @pytest.fixture(scope="module")
 def found(suites):
     return run_suites(suites, RUN, generate=generate, max_length=LENGTH)
-
-
-def nll_of(tokens, places):
-    log_p = log_softmax(np.asarray(table(0), np.float64), axis=-1)
-    return -log_p[np.asarray(tokens)[np.asarray(places) - 1], np.asarray(tokens)[places]]
 
 
 def test_every_row_is_there_with_values_and_intervals_or_a_reason(found, suites):
@@ -193,66 +171,6 @@ def test_the_interval_of_privleak_draws_texts_once_for_both_models():
     np.testing.assert_allclose([low, high], expected, atol=0.15 * abs(expected[0] - expected[1]))
 
 
-def test_choices_by_scoring_each_alone(found, rows):
-    picked = []
-    for row in rows:
-        means = []
-        for text in row["choices"]:
-            ids = TOKENIZER(f"Question: {row['question']}\nAnswer: {text}")["input_ids"][0]
-            start = len(ids) - len(text) + 1
-            means.append(nll_of([0, *ids], np.arange(start, len(ids) + 1)).mean())
-        picked.append(int(np.argmin(means)))
-    right = [float(p == row["answer"]) for p, row in zip(picked, rows, strict=True)]
-    assert list(found["choice_accuracy"]["value_by_index"].values()) == right
-    assert found["choice_accuracy"]["by_task"] == {
-        "art": {"mean": pytest.approx(np.mean(right[2:])), "n": 3},
-        "law": {"mean": pytest.approx(np.mean(right[:2])), "n": 2},
-    }
-
-
-def test_letters_are_scored_after_a_question_that_lists_the_choices(rows):
-    asked = choices(rows[:1], TOKENIZER_WITH_CAPITALS, style="letters", max_length=LENGTH)
-    texts = [TOKENIZER_WITH_CAPITALS.decode(one.tokens) for one in asked.encoded]
-    assert [text[-1] for text in texts] == list("ABCD")
-    assert all(f"B. {rows[0]['choices'][1]}" in text for text in texts)
-    assert [int(one.loss_mask.sum()) for one in asked.encoded] == [1, 1, 1, 1]
-
-
-def test_long_questions_lose_their_beginning_and_keep_every_choice(rows):
-    asked = [rows[0], {**rows[1], "question": "abc " * 20}]
-    whole, limit = choices(asked, TOKENIZER, max_length=LENGTH, template=PLAIN), 50
-    with pytest.raises(ValueError, match="4 of 8 records cannot be encoded"):
-        choices(asked, TOKENIZER, max_length=limit, template=PLAIN)
-    found = choices(asked, TOKENIZER, max_length=limit, template=PLAIN, truncate=True)
-    assert found.cut == 1
-    assert [len(one.tokens) for one in found.encoded[:4]] == [len(one.tokens) for one in whole.encoded[:4]]
-    assert max(len(one.tokens) for one in found.encoded[4:]) == limit
-    [gone] = {len(a.tokens) - len(b.tokens) for a, b in zip(whole.encoded[4:], found.encoded[4:], strict=True)}
-    for a, b in zip(whole.encoded[4:], found.encoded[4:], strict=True):
-        np.testing.assert_array_equal(b.tokens, np.r_[a.tokens[:1], a.tokens[1 + gone :]])
-        assert TOKENIZER.decode(b.tokens[b.loss_mask == 1]) == TOKENIZER.decode(a.tokens[a.loss_mask == 1])
-    with pytest.raises(ValueError, match="question 1: a choice does not fit"):
-        choices(asked, TOKENIZER, max_length=5, template=PLAIN, truncate=True)
-
-
-class Capitals:
-    """One token a character of any text."""
-
-    bos_token_id, eos_token_id, is_fast = 0, 1, True
-
-    def __call__(self, texts, **_):
-        return {
-            "input_ids": [[ord(c) + 2 for c in text] for text in texts],
-            "offset_mapping": [[(i, i + 1) for i in range(len(text))] for text in texts],
-        }
-
-    def decode(self, ids, skip_special_tokens=True):
-        return "".join(chr(i - 2) for i in ids if i > 1)
-
-
-TOKENIZER_WITH_CAPITALS = Capitals()
-
-
 def test_other_answers_that_are_too_long_are_cut_where_records_are():
     forget = encoded(5, 0)
     found = tofu_suite(TOKENIZER, forget=forget, max_length=LENGTH).variants["forget"].encoded
@@ -303,7 +221,7 @@ def write(path, rows):
 
 
 @pytest.fixture
-def folders(tmp_path, rows):
+def folders(tmp_path):
     data = muse_data()
     for name, part in {"verbmem/forget": data.verbmem, "knowmem/forget_qa": data.forget_qa}.items():
         write(tmp_path / "muse" / f"{name}.json", part)
@@ -317,7 +235,7 @@ def folders(tmp_path, rows):
         write(tmp_path / "muse" / "privleak" / f"{name}.json", [dict(record.raw) for record in getattr(data, name)])
     for name in ("unlearn", "retention"):
         write(tmp_path / "knowundo" / f"{name}_val.json", [{"text": f"{name}?", "labels": "yes"}] * 3)
-    write(tmp_path / "choice" / "asked.json", rows)
+    write(tmp_path / "choice" / "asked.json", QUESTIONS)
     return {name: str(tmp_path / name) for name in ("muse", "knowundo", "choice")}
 
 
@@ -346,6 +264,45 @@ def test_records_of_ones_own_take_the_place_of_a_layouts(folders, found):
     first = list(found["forget_nll"]["value_by_index"].values())[:4]
     assert list(result["forget_nll"]["value_by_index"].values()) == pytest.approx(first)
     assert result["retain_nll"]["skipped"] == "no retain set given"
+
+
+def test_a_fold_of_muse_takes_the_place_of_its_forget_set(folders, tmp_path):
+    fold = [f"text of the {name} fold" for name in ("first", "second", "third")]
+    write(tmp_path / "muse" / "sust" / "forget_2.json", fold)
+    plain, other = (
+        build("all", Sources(data=[folders["muse"]], fold=fold), TOKENIZER, max_length=LENGTH)
+        for fold in (None, "sust/2")
+    )
+    for suite, before in zip(other, plain, strict=True):
+        assert [one.record.completion for one in suite.forget] == fold
+        if suite.name == "muse":
+            assert suite.verbmem == before.verbmem
+            assert suite.knowmem_forget == before.knowmem_forget
+        if suite.name != "memorisation":
+            assert [one.text for one in suite.holdout] == [one.text for one in before.holdout]
+    [auc] = [run_suites([suite], RUN)["muse_min_k_auc"] for suite in other if suite.name == "muse"]
+    assert (auc["n"], auc["n_holdout"]) == (3, 6)
+    with pytest.raises(ValueError, match=r"lacks 1 of 8 files: scal/forget_1 "):
+        build("muse", Sources(data=[folders["muse"]], fold="scal/1"), TOKENIZER, max_length=LENGTH)
+    with pytest.raises(ValueError, match=r"no forget set called 'scal/5': choose one of scal/1, "):
+        build("muse", Sources(data=[folders["muse"]], fold="scal/5"), TOKENIZER, max_length=LENGTH)
+    with pytest.raises(ValueError, match="--fold scal/1 is one of MUSE's forget sets"):
+        build("choice", Sources(data=[folders["choice"]], fold="scal/1"), TOKENIZER, max_length=LENGTH)
+
+
+def test_a_retain_set_is_measured_alone():
+    """As where a model is trained and nothing is to be forgotten."""
+    suite = memorisation_suite(TOKENIZER, retain=encoded(5, 1), new_tokens=9, max_length=LENGTH)
+    both = memorisation_suite(TOKENIZER, forget=encoded(7, 0), retain=encoded(5, 1), new_tokens=9, max_length=LENGTH)
+    alone, beside = (run_suites([one], RUN, generate=generate, max_length=LENGTH) for one in (suite, both))
+    assert set(alone) == set(beside)
+    for name, measure in alone.items():
+        if name.startswith("retain"):
+            assert measure == beside[name], name
+        else:
+            assert measure["skipped"] == "no forget set given", name
+    with pytest.raises(ValueError, match="both sets are empty"):
+        memorisation_suite(TOKENIZER, max_length=LENGTH)
 
 
 def test_data_that_do_not_fit_are_named(folders):

@@ -89,7 +89,8 @@ def commands(place: Place) -> dict:
 def finetune(place: Place, out: str, *more: str) -> int:
     base, target = str(place.folder / "world" / "base"), str(place.out / out)
     size = ["--epochs", "2", "--batch-size", "4", "--data", str(place.folder / "world" / "forget.jsonl")]
-    return place.run("finetune", "--model", base, *size, "--out", target, *more)
+    looks = ["--evaluate-every", "1", "--keep-while", "retain_nll<=99", "--evaluate-limit", "4"]
+    return place.run("finetune", "--model", base, *size, *looks, "--out", target, *more)
 
 
 def preempted(place: Place) -> dict:

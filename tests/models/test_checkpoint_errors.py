@@ -70,7 +70,10 @@ def test_buffers_of_old_checkpoints_and_a_repeated_tied_head_are_ignored(tmp_pat
     [
         ({"model_type": "mamba"}, "model_type='mamba' is not implemented"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}}, "rope_type='yarn'"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantised weights"),
+        (
+            {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+            "quantised weights are not implemented; save the",
+        ),
         ({"sliding_window": 128}, "sliding-window attention"),
         ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'"),
         ({"num_key_value_heads": 3}, "not a multiple of num_key_value_heads=3"),
@@ -118,6 +121,31 @@ def test_damaged_and_missing_files_are_named(folder, tmp_path):
         models.load(folder)
     with pytest.raises(ValueError, match="is not a folder; give a checkpoint folder"):
         models.load(tmp_path / "nowhere")
+
+
+def test_many_entries_that_lead_to_one_wrong_place_are_one_problem(folder):
+    names = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, "../x")}))
+    with pytest.raises(ValueError, match="an index may only name") as caught:
+        models.load(folder)
+    assert str(caught.value).count("../x") == 1
+    assert f"and {len(names) - 12} more" in str(caught.value)
+
+
+def test_folders_that_are_often_mistaken_for_a_checkpoint_are_told_from_one(folder, tmp_path):
+    weights = folder / "model.safetensors"
+    with pytest.raises(ValueError, match=f"did you mean {folder}"):
+        models.load(tmp_path)
+    weights.rename(folder / "consolidated.safetensors")
+    with pytest.raises(ValueError, match=r"holds consolidated.safetensors, but neither model.safetensors nor"):
+        models.load(folder)
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    with pytest.raises(ValueError, match=r"model.safetensors is a Git LFS pointer.*run `git lfs pull`"):
+        models.load(folder)
+    (folder / "config.json").rename(folder / "adapter_config.json")
+    with pytest.raises(ValueError, match=r"these are adapters, and not a model.*models.load_adapters"):
+        models.load(folder)
 
 
 def test_save_overwrites_nothing_and_leaves_nothing_half_done(folder, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from decoder_cases import toy
+from family_models import built
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
@@ -199,3 +200,44 @@ def test_no_index_leads_out_of_its_folder(tmp_path, index):
     assert not found.tensors
     empty = isinstance(index, dict) and index.get("weight_map") == {}
     assert found.problems or empty
+
+
+@pytest.fixture(scope="module", params=["llama", "phi3", "gemma2", "gpt_neo"])
+def configured(request, tmp_path_factory):
+    folder = built(request.param, tmp_path_factory.mktemp("configured")).folder
+    return folder, json.loads((folder / "config.json").read_text())
+
+
+ODD = st.sampled_from([-1, 0, 1, 3, 10**12, -2.5, 1e300, float("nan"), float("inf"), "x", [1], [None], {}]) | JSON
+ROPE = [
+    "rope_theta",
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "original_max_position_embeddings",
+    "long_factor",
+]
+
+
+@FUZZ
+@given(draw=st.data(), value=ODD, rope=st.booleans())
+def test_a_changed_configuration_is_refused_or_computes(configured, draw, value, rope):
+    """Whatever a field is changed to: a ValueError that names the file, or finite logits."""
+    folder, config = configured
+    rope = rope and "rope_parameters" in config
+    name = draw.draw(st.sampled_from(ROPE if rope else sorted(set(config) - {"num_hidden_layers", "num_layers"})))
+    (folder / "config.json").write_text(
+        json.dumps(config | ({"rope_parameters": config["rope_parameters"] | {name: value}} if rope else {name: value}))
+    )
+    try:
+        model, params = models.load(folder)
+    except ValueError as error:
+        assert str(folder) in str(error)
+        return
+    assert jnp.isfinite(model.logits(params, np.full((1, 3), 4, np.int32))).all()
+
+
+def test_a_configuration_of_brackets_is_no_json(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"config.json is not valid JSON"):
+        models.load(tmp_path)

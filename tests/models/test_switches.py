@@ -109,7 +109,7 @@ def test_switches_that_a_family_cannot_express_are_named_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (transformers.MixtralConfig(), "num_local_experts=8: mixture of experts is not implemented"),
+        (transformers.MixtralConfig(), "num_local_experts=8: a mixture of experts is not implemented"),
         (transformers.Qwen3MoeConfig(num_experts=4), "mixture of experts"),
         (transformers.T5Config(), "is_encoder_decoder=True: an encoder-decoder is not implemented"),
         (transformers.MambaConfig(), "model_type='mamba' is not implemented; use a checkpoint of type llama, mistral"),

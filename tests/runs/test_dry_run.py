@@ -11,15 +11,18 @@ import pytest
 
 from jaxunlearn import methods, models
 from jaxunlearn.cli import main
+from jaxunlearn.curvature import GaussNewton
 from jaxunlearn.data import pair
 from jaxunlearn.models import reading
-from jaxunlearn.runs import needs
+from jaxunlearn.runs import demo, needs
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.needs import Work
 from jaxunlearn.runs.programs import problem_of, state_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import Devices
 from jaxunlearn.sharding import make_mesh
+from jaxunlearn.solvers import CG
+from jaxunlearn.types import TokenBatch
 from jaxunlearn.unlearn import init
 
 
@@ -40,7 +43,8 @@ def at_once(monkeypatch):
         asked.extend(work)
         return {"memory": "of the test"}
 
-    monkeypatch.setattr("jaxunlearn.runs.dry_run.needs", recorded)
+    for module in ("dry_run", "dry_run_scoring", "dry_run_own"):
+        monkeypatch.setattr(f"jaxunlearn.runs.{module}.needs", recorded)
     return asked
 
 
@@ -221,11 +225,97 @@ def test_evaluate_and_attack(world, tmp_path, capsys, at_once):
     rows = told(capsys, "evaluate", *given, "--dry-run")
     assert {"before", "after", "retrained"} <= rows.keys()
     assert "scored under each of 3 models" in " ".join(rows["texts"].split())
-    assert len(at_once) == 1
+    batches = -(-int(rows["texts"].split()[0]) // 32)
+    assert [one.times for one in at_once] == [3 * batches, 2 * batches]  # the others are compared with the retrained
+    at_once.clear()
     only = ("--only", "membership", "--only", "lens", "--only", "quantisation")
     rows = told(capsys, "attack", *given, *only, "--dry-run")
     assert rows["tests"].strip() == "lens, quantisation"
     assert rows["skipped"].strip() == "membership (no --holdout)"
     assert files(tmp_path) == set()
     texts = len(world.rows.forget) + len(world.rows.retain)
-    assert at_once[1].times == 3 * 2 * -(-texts // 32)  # models, tests, batches
+    assert [one.times for one in at_once] == [3 * 2 * -(-texts // 32)]  # models, tests, batches
+
+
+def test_canary_score(world, tmp_path, capsys, at_once):
+    """All candidates of a small template, and of a large one the canaries with so many others, in batches as scored."""
+    key, text = tmp_path / "key.jsonl", "A [bold]code[/] is {digits:2}"
+    given = ["--template", text, "--template", "Call {digits:7}", "--copies", "1", "--count", "3"]
+    argv = ["canary", "insert", "--data", world.retain, *given, "--out", str(tmp_path / "with.jsonl")]
+    assert main([*argv, "--key", str(key)]) == 0
+    capsys.readouterr()
+    before = files(tmp_path)
+    given = ("canary", "score", "--model", world.model, "--key", key, "--candidates", "200", "--batch-size", "16")
+    assert main([str(part) for part in (*given, "--dry-run", "--out", tmp_path / "new.json")]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{text} 100 of 100 candidates scored for 3 canaries: exact ranks" in shown
+    assert "Call {digits:7} 203 of 10,000,000 candidates scored for 3 canaries: skew_normal ranks" in shown
+    assert "303 records" in shown
+    assert sum(one.times * len(one.program[1][1].tokens) for one in at_once) == pytest.approx(303, abs=4 * 16)
+    assert all(len(one.program[1][1].tokens) <= 16 for one in at_once)
+    assert {"log_probs", "hits"} <= jax.eval_shape(at_once[0].program[0], *at_once[0].program[1]).keys()
+    assert files(tmp_path) == before
+    assert main([str(part) for part in (*given, "--method", "exact", "--dry-run")]) == 2
+    assert "needs all 10000000 candidates" in capsys.readouterr().err
+
+
+def test_bench(world, tmp_path, capsys, at_once, monkeypatch):
+    """Every product once and then once a round; what cannot be made is told, as it is by a run."""
+    monkeypatch.setattr(models, "init", lambda *_, **__: pytest.fail("weights were made"))
+    given = ("bench", "--batch", "2", "--length", "16", "--rounds", "3", "--out", tmp_path / "new.json", "--dry-run")
+    rows = told(capsys, *given, "--size", "1M", "--curvature", "gauss-newton", "--dtype", "bfloat16")
+    assert rows["model"].startswith("1M of random weights: 1,0")
+    assert "parameters in bfloat16" in rows["model"]
+    assert rows["batch"].startswith("2 x 16 random tokens")
+    assert [one.name for one in at_once] == ["gradient", "Gauss-Newton", "Gauss-Newton, each of 10 in a loop"]
+    assert {one.times for one in at_once} == {4}
+    assert files(tmp_path) == set()
+    at_once.clear()
+    monkeypatch.setattr("jaxunlearn.runs.throughput.kronecker_factors", lambda *_: jnp.ones(2) + jnp.ones(3))
+    rows = told(capsys, *given, "--model", world.model, "--curvature", "kfac")
+    assert rows["model"].startswith(f"{world.model}: ")
+    assert "fails: TypeError: add got incompatible shapes" in " ".join(rows["K-FAC"].split())
+    assert [one.name for one in at_once] == ["gradient"]
+
+
+def test_demo(tmp_path, capsys, at_once, monkeypatch):
+    """The five methods and three trainings as often as they may run, in a folder whose name is free."""
+    monkeypatch.setattr(models, "init", lambda *_, **__: pytest.fail("weights were made"))
+    (tmp_path / "run").mkdir()
+    rows = told(capsys, "demo", "--out", tmp_path / "run", "--dry-run")
+    assert rows["result"].strip().startswith(f"{tmp_path / 'run-2'}, which is not there yet")
+    assert files(tmp_path) == {str(tmp_path / "run")}
+    train, *methods_here, score = at_once
+    records = [int(rows[name].split()[0]) for name in ("forget", "retain")]
+    per_epoch = [-(-count // demo.BATCH) for count in (sum(records), records[1], records[1])]
+    assert train.times == demo.EPOCHS * sum(per_epoch)
+    assert [one.name for one in methods_here] == [f"a step of {name}" for name in demo.OPTIONS]
+    assert [one.times for one in methods_here] == [demo.STEPS] * 4 + [demo.MATCHING_STEPS]
+    assert [one.loops for one in methods_here] == [1, 8, 1, 1, 10]
+    assert score.times % 7 == 0  # before, retrained and five more
+    state, _ = jax.eval_shape(methods_here[-1].program[0], *methods_here[-1].program[1])
+    same = jax.tree.map(lambda a, b: a.shape == b.shape, state.params, methods_here[-1].program[1][0].params)
+    assert all(jax.tree.leaves(same))
+
+
+def test_bytes_do_not_depend_on_the_optimiser_that_is_left_out():
+    mesh = make_mesh(devices=jax.devices()[:1])
+    model, params = models.init(
+        models.DecoderConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=24, num_attention_heads=2, num_hidden_layers=2
+        ),
+        jax.random.key(0),
+    )
+    rows = TokenBatch(jnp.ones((4, 12), jnp.int32), jnp.ones((4, 12)))
+
+    def solve(p, v):
+        return CG(5)(GaussNewton()(model, p, rows).damped(0.1), v)
+
+    program = (solve, (params, params), ())
+    machine = needs.Topology(needs.Chip("toy", 2**30, 1e9, None, None), (1,))
+    (found,) = needs.estimates([Work("a solve", program, 1, 5)], mesh, machine)
+    # As XLA does it unless it is told otherwise; the tests of this folder are compiled without.
+    usual = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}
+    used = jax.jit(solve).lower(params, params).compile(compiler_options=usual).memory_analysis()
+    assert found.arguments == used.argument_size_in_bytes
+    assert found.temporaries == pytest.approx(used.temp_size_in_bytes, rel=0.01)

@@ -85,6 +85,49 @@ def test_all_suites_that_the_data_allow(result):
     )
 
 
+def test_accuracy_to_lose_and_accuracy_to_keep_stand_in_one_file(world, folders, tmp_path, capsys):
+    for name, part in {"wmdp": world.rows.forget, "mmlu": world.rows.retain}.items():
+        asked = [{"question": row["question"], "choices": [row["answer"], "no"], "answer": 0} for row in part]
+        write(tmp_path / name / "test.json", asked)
+    out = tmp_path / "out.json"
+    argv = ["evaluate", "--model", world.model, "--suite", "choice", "--reference-model", world.model]
+    argv += ["--data", str(tmp_path / "wmdp"), "--data", str(tmp_path / "mmlu"), "--out", str(out)]
+    assert main(argv) == 0
+    assert "Multiple choice, accuracy: mmlu" in capsys.readouterr().out
+    found = json.loads(out.read_text())
+    after = found["results"]["after"]
+    assert list(after) == [
+        "choice_accuracy_wmdp", "choice_probability_wmdp", "choice_accuracy_mmlu", "choice_probability_mmlu"
+    ]  # fmt: skip
+    assert after["choice_accuracy_wmdp"]["n"] == len(world.rows.forget)
+    assert after["choice_accuracy_mmlu"]["n"] == len(world.rows.retain)
+    assert found["data"] == [str(tmp_path / "wmdp"), str(tmp_path / "mmlu")]
+    assert main(["compare", str(out), str(out)]) == 0
+    assert "Multiple choice, accuracy: wmdp" in capsys.readouterr().out
+
+
+def test_attacks_and_memorisation_on_a_fold_of_muse(world, tmp_path):
+    """Nothing is written: the tiny model's context has no room for what VerbMem asks for."""
+    said = lambda part: [f"{row['question']} {row['answer']}" for row in part]
+    asked = [{"question": "Who?", "answer": "Nobody."}]
+    parts = {"forget": world.rows.forget, "retain": world.rows.retain, "holdout": world.rows.holdout}
+    for name, part in parts.items():
+        write(tmp_path / "muse" / "privleak" / f"{name}.json", said(part))
+    write(tmp_path / "muse" / "verbmem" / "forget.json", [{"prompt": "He", "gt": "was born"}])
+    for name in ("forget_qa", "forget_qa_icl", "retain_qa", "retain_qa_icl"):
+        write(tmp_path / "muse" / "knowmem" / f"{name}.json", asked)
+    write(tmp_path / "muse" / "scal" / "forget_1.json", said(world.rows.retain))
+    found = {}
+    for fold in ("", "scal/1"):
+        out = tmp_path / f"out{fold[-1:]}.json"
+        argv = ["evaluate", "--model", world.model, "--suite", "privacy", "--data", str(tmp_path / "muse")]
+        assert main([*argv, "--out", str(out), *(["--fold", fold] if fold else [])]) == 0
+        found[fold] = json.loads(out.read_text())["results"]["after"]["forget_loss_auc"]
+    assert found[""]["n"] == len(world.rows.forget)
+    assert found["scal/1"]["n"] == len(world.rows.retain)
+    assert found[""]["holdout_by_index"] == found["scal/1"]["holdout_by_index"]
+
+
 def test_ours_goes_to_open_unlearnings_form_and_back(result, tmp_path, capsys):
     theirs = tmp_path / "theirs.json"
     argv = ["compare", str(result), str(result), "--open-unlearning", str(theirs), "--out", str(tmp_path / "a.json")]
@@ -169,6 +212,13 @@ def test_files_that_are_no_results_are_refused(tmp_path, capsys, content, messag
             "a column called 'after' exists already",
         ),
         (["--suite", "choice", "--data", "CHOICE", "--limit", "0"], "--limit 0: give a number of at least 1"),
+        (
+            ["--suite", "choice", "--data", "CHOICE", "--data", "CHOICE"],
+            "is given twice: nothing tells it from another",
+        ),
+        (["--suite", "tofu", "--data", "TOFU", "--fold", "scal/1"], "--fold scal/1 is one of MUSE's forget sets: give"),
+        (["--suite", "all", "--data", "TOFU", "--fold", "scal/1"], "--fold scal/1 is one of MUSE's forget sets: give"),
+        (["--suite", "privacy", "--forget", "x", "--fold", "sust/2"], "both name the forget set: give one"),
     ],
 )
 def test_bad_input_is_told_before_any_weight_is_loaded(world, folders, tmp_path, capsys, monkeypatch, argv, message):

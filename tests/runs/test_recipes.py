@@ -45,13 +45,14 @@ def small(tmp_path_factory):
 def traced(monkeypatch):
     """Tracing finds what is wrong with a recipe; what compilers then make of it is tested where it is written."""
 
-    def trace(name, program, mesh, topology, *, loops):
-        function, arguments, _ = program
-        jax.eval_shape(function, *arguments)
-        none = dict.fromkeys(("arguments", "results", "temporaries", "total", "flops", "compiling"), 0)
-        return types.SimpleNamespace(program=name, memory=1, fits=True, seconds={"products": 0.0}, **none)
+    def trace(work, mesh, machine, advance):
+        for one in work:
+            function, arguments, _ = one.program
+            jax.eval_shape(function, *arguments)
+        none = dict.fromkeys(("arguments", "results", "temporaries", "total", "flops"), 0)
+        return [types.SimpleNamespace(program=one.name, memory=1, seconds={"products": 0.0}, **none) for one in work]
 
-    monkeypatch.setattr(needs, "compiled", trace)
+    monkeypatch.setattr(needs, "estimates", trace)
     monkeypatch.setattr(needs, "ceiling", lambda dtype: 1e9)
 
 

@@ -9,8 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from lives import BIGRAM, GONE, KEPT, table
+from safetensors.numpy import load_file
+from test_memory_budget import kibibytes
 
 from jaxunlearn.cli import main
+from jaxunlearn.runs import budget
+from jaxunlearn.runs.budget import Form
 from jaxunlearn.runs.checkpoint import Checkpoints
 from jaxunlearn.runs.forget import forget
 from jaxunlearn.runs.forget_streamed import check, forget_streamed
@@ -121,12 +125,31 @@ def test_from_the_command_line_a_solve_goes_on_inside(world, tmp_path, monkeypat
     assert not (tmp_path / "out.partial").exists()
 
 
+def test_within_a_budget_it_is_the_same_step(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(Devices, "make_mesh", lambda self, alone=False: make_mesh(devices=jax.devices()[:1]))
+    monkeypatch.setattr(budget, "forms_of", lambda *_: [Form(), Form("full", 1, 64)])
+    assert main(argv(world, tmp_path / "none", "--memory-budget", "1kB")) == 2
+    told = capsys.readouterr()
+    assert "the leanest form (remat full, 1 examples at a time, 64 rows of logits)" in " ".join(told.err.split())
+    whole, leanest = kibibytes(told.out)
+    assert leanest < 0.9 * whole
+    assert main(argv(world, tmp_path / "cut", "--memory-budget", f"{leanest + 1:.0f}KiB")) == 0
+    assert main(argv(world, tmp_path / "whole")) == 0
+    records = [json.loads((tmp_path / name / "jaxunlearn.json").read_text()) for name in ("cut", "whole")]
+    assert records[0]["form"] == {"remat": "full", "microbatch": 1, "head_rows": 64}
+    assert "form" not in records[1]
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("cut", "whole"))
+    for name, value in theirs.items():
+        np.testing.assert_allclose(ours[name], value, atol=1e-5, err_msg=name)
+    assert main(argv(world, tmp_path / "dry", "--memory-budget", f"{leanest + 1:.0f}KiB", "--dry-run")) == 0
+    assert "a device: remat full, 1 examples at a time" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
         ({"method": "npo"}, "--method npo cannot do: choose newton_removal or gauss_newton_ascent"),
         ({"steps": 2}, "--steps 2: --stream-retain takes one step"),
-        ({"memory_budget": "1GiB"}, "leave it out, and choose --retain-size"),
         ({"stop_at_nll": 0.0}, "--stop-at-nll is about where to stop"),
         ({"holdout": "h"}, "--holdout is about"),
         ({"watching": Watching(stop_when=("jang",))}, "--stop-when is about"),

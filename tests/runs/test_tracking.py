@@ -180,7 +180,7 @@ def test_a_run_logs_beside_its_output_and_the_record_does_not_ask_for_it(world, 
     def fit(model, params, rows, *, advance, **_):
         for epoch in (1, 2):
             advance(epoch=epoch, loss=1.0 / epoch)
-        return Fitted(params, [1.0, 0.5], 2)
+        return Fitted(params, [1.0, 0.5], 2, "epochs", 2)
 
     monkeypatch.setattr("jaxunlearn.runs.finetune.fit", fit)
     assert train(world, tmp_path / "plain") == 0

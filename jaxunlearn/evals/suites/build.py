@@ -11,6 +11,7 @@ from jaxunlearn.evals.suites.knowundo import KnowUnDo
 from jaxunlearn.evals.suites.memorisation import memorisation_suite
 from jaxunlearn.evals.suites.muse import muse_suite
 from jaxunlearn.evals.suites.privacy import Privacy
+from jaxunlearn.evals.suites.source_names import source_names
 from jaxunlearn.evals.suites.tofu import tofu_suite
 
 SUITES = ("tofu", "muse", "knowundo", "memorisation", "privacy", "choice")
@@ -20,8 +21,9 @@ class Sources(NamedTuple):
     """Where the data of suites come from.
 
     Attributes:
-        data: folders (or hub names) in published layouts.
+        data: folders (or hub names) in published layouts, one of each; of multiple choice any number.
         split: TOFU's forget split.
+        fold: MUSE's forget set, as "scal/2" or "sust/3"; default that of its membership attack.
         forget, retain, holdout: records of one's own; they take the place of a layout's.
         limit: only the first so many records of each set; TOFU's own scripts score 300.
         style: how multiple choice is asked.
@@ -31,6 +33,7 @@ class Sources(NamedTuple):
 
     data: Sequence[str] = ()
     split: str = "forget10"
+    fold: str | None = None
     forget: Sequence[Record] = ()
     retain: Sequence[Record] = ()
     holdout: Sequence[Record] = ()
@@ -59,7 +62,8 @@ def build(
         new_tokens: length of generated answers, tokens.
 
     Errors:
-        ValueError: an unknown name, data that are missing or in another layout, or texts that do not fit the model.
+        ValueError: an unknown name, data that are missing or in another layout, a fold without MUSE's data, or texts
+            that do not fit the model.
     """
     if name != "all" and name not in SUITES:
         raise ValueError(f"no suite is called {name!r}; choose one of {', '.join(SUITES)} or all")
@@ -68,9 +72,11 @@ def build(
         raise ValueError(
             "--suite all measures the forget set of --data or that of --forget, not both: give one of them"
         )
-    tofu = layouts.tofu(found["tofu"], sources.split) if "tofu" in found else None
-    muse = layouts.muse(found["muse"]) if "muse" in found else None
-    knowundo = layouts.knowundo(found["knowundo"]) if "knowundo" in found else None
+    if sources.fold is not None and "muse" not in found:
+        raise ValueError(f"--fold {sources.fold} is one of MUSE's forget sets: give --data FOLDER with MUSE's files")
+    tofu = layouts.tofu(found["tofu"][0], sources.split) if "tofu" in found else None
+    muse = layouts.muse(found["muse"][0], sources.fold) if "muse" in found else None
+    knowundo = layouts.knowundo(found["knowundo"][0]) if "knowundo" in found else None
     encoded: dict[int, list[Encoded]] = {}
 
     def enc(records: Sequence[Record]) -> list[Encoded]:
@@ -104,18 +110,20 @@ def build(
     if forget and holdout and (name == "privacy" or (name == "all" and tofu is None)):
         suites.append(Privacy(enc(forget), enc(holdout)))
     if "choice" in found and name in ("choice", "all"):
-        rows = layouts.choices(found["choice"])[: sources.limit]
         how = {"template": template, "max_length": max_length, "truncate": sources.truncate}
-        asked = choices(rows, tokenizer, style=sources.style, **how)
-        suites.append(Choice(asked))
+        several = source_names(found["choice"]) if len(found["choice"]) > 1 else [None]
+        for source, own in zip(found["choice"], several, strict=True):
+            rows = layouts.choices(source)[: sources.limit]
+            suites.append(Choice(choices(rows, tokenizer, style=sources.style, **how), own))
     if not suites:
         raise ValueError(_nothing(name, sources))
     return suites
 
 
-def _by_layout(name: str, data: Sequence[str]) -> dict[str, str]:
-    """Each source under its layout; on the hub, or where nothing is recognised, the suite's name says which it is."""
-    found: dict[str, str] = {}
+def _by_layout(name: str, data: Sequence[str]) -> dict[str, list[str]]:
+    """Sources by layout, only of multiple choice more than one; on the hub, or where nothing is recognised, the suite's
+    name says which it is."""
+    found: dict[str, list[str]] = {}
     for source in data:
         layout = layouts.detect(source) or (name if name in layouts.LAYOUTS else None)
         if name in layouts.LAYOUTS and layout != name:
@@ -125,9 +133,9 @@ def _by_layout(name: str, data: Sequence[str]) -> dict[str, str]:
                 f"--data {source}: no folder in a published layout ({', '.join(layouts.LAYOUTS)}); of a name on the "
                 "hub only --suite NAME says which it is. Name the folder that holds the published files."
             )
-        if layout in found:
-            raise DataError(f"--data {source} and --data {found[layout]} are both laid out like {layout}. Give one.")
-        found[layout] = source
+        if layout in found and layout != "choice":
+            raise DataError(f"--data {source} and --data {found[layout][0]} are both laid out like {layout}. Give one.")
+        found.setdefault(layout, []).append(source)
     return found
 
 

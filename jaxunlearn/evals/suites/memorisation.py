@@ -1,6 +1,6 @@
 """The memorisation suite: how much of what was to be forgotten still comes out, and whether the model still talks.
 
-Over a forget set and, if given, a retain set: likelihood and perplexity, exact memorisation and extraction strength
+Over a forget set, a retain set, or both: likelihood and perplexity, exact memorisation and extraction strength
 from the scoring pass; extraction likelihood EL_10 and k-extractability; distinct n-grams and repetition of what the
 model writes; and which of two contradicting statements it prefers, where records bring wrong answers along.
 """
@@ -76,7 +76,7 @@ class Memorisation:
 
     def prompts(self, scores: Mapping[str, Scores]) -> dict[str, Prompts]:
         found = answer_prompts(self._sets(), self.new_tokens, self.max_length)
-        return found | Extraction(self.forget, self.begin).prompts(scores)
+        return found | (Extraction(self.forget, self.begin).prompts(scores) if self.forget else {})
 
     def measure(self, seen: Seen) -> Result:
         found: Result = {}
@@ -85,17 +85,18 @@ class Memorisation:
             found |= answers(Part(name, examples, scores, "not asked for", None), seed)
             found |= perplexity_measure(f"{name}_perplexity", scores, seed)
             found |= _talk(name, seen)
-        found |= Extraction(self.forget, self.begin).measure(seen) | Conflict(self.pairs).measure(seen)
-        return {name: skipped(name, "no retain set given") for name in self.rows if name.startswith("retain")} | found
+        if self.forget:
+            found |= Extraction(self.forget, self.begin).measure(seen) | Conflict(self.pairs).measure(seen)
+        return {name: skipped(name, f"no {name.split('_')[0]} set given") for name in self.rows} | found
 
     def _sets(self) -> dict[str, Sequence[Encoded]]:
-        return {"forget": self.forget, **({"retain": self.retain} if self.retain else {})}
+        return {name: part for name, part in (("forget", self.forget), ("retain", self.retain)) if part}
 
 
 def memorisation_suite(
     tokenizer: Any,
     *,
-    forget: Sequence[Encoded],
+    forget: Sequence[Encoded] = (),
     retain: Sequence[Encoded] = (),
     new_tokens: int = 64,
     max_length: int,
@@ -103,11 +104,11 @@ def memorisation_suite(
     """The suite over encoded records; statements that contradict come from their `perturbed_answer`.
 
     Errors:
-        ValueError: an empty forget set.
+        ValueError: no records at all.
     """
-    if not forget:
-        raise ValueError("the forget set is empty; pass the encoded examples that were to be forgotten")
-    pairs = statements(forget, tokenizer, max_length)
+    if not forget and not retain:
+        raise ValueError("both sets are empty; pass the encoded examples that were to be forgotten")
+    pairs = statements(forget, tokenizer, max_length) if forget else "no forget set given"
     return Memorisation(forget, retain, pairs, new_tokens, tokenizer.bos_token_id, max_length)
 
 

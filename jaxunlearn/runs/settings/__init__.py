@@ -2,7 +2,7 @@
 
 from jaxunlearn.runs.settings.durability import Checkpoints
 from jaxunlearn.runs.settings.evaluation import Attack, CanaryInsert, CanaryScore, Compare, Evaluate
-from jaxunlearn.runs.settings.groups import Devices, Private, Text, Trainable, Watching
+from jaxunlearn.runs.settings.groups import Devices, Private, Text, Trainable, Watching, WatchingTraining
 from jaxunlearn.runs.settings.inspection import Bench, Spectrum
 from jaxunlearn.runs.settings.reporting import Report
 from jaxunlearn.runs.settings.tools import Demo, Doctor, Plan
@@ -31,4 +31,5 @@ __all__ = [
     "Trainable",
     "Unlearn",
     "Watching",
+    "WatchingTraining",
 ]

@@ -33,9 +33,12 @@ class Evaluate:
     """A published benchmark or a family of metrics; all takes every one that the data allow. Default: what can be
     measured on --forget and --retain."""
     data: tuple[str, ...] = ()
-    """Folder with a benchmark's published files (or its hub name); repeat the flag for several."""
+    """Folder with a benchmark's published files (or its hub name); repeat the flag for several. Several sources of
+    multiple choice, such as WMDP and MMLU, get numbers of their own."""
     split: Literal["forget01", "forget05", "forget10"] = "forget10"
     """Which of TOFU's forget sets."""
+    fold: Literal["scal/1", "scal/2", "scal/3", "scal/4", "sust/1", "sust/2", "sust/3", "sust/4"] | None = None
+    """Which of MUSE's growing (scal) or successive (sust) forget sets; default that of its membership attack."""
     limit: int | None = None
     """Only the first so many records of each set of a suite; TOFU's own scripts score 300."""
     choice_style: Literal["answers", "letters"] = "answers"
@@ -61,7 +64,8 @@ class Evaluate:
 @dataclass(frozen=True)
 class Compare:
     """Compare a result file with that of a reference, usually the model retrained without the forget set. Reads what
-    `jaxunlearn evaluate --out` writes, TOFU's own logs, and OpenUnlearning's result files."""
+    `jaxunlearn evaluate --out` writes, TOFU's own logs, and OpenUnlearning's result files. With --faithfulness, rank
+    metrics by how surely they tell models that know a text from models that never saw it."""
 
     run: Path
     """Result of the model in question."""
@@ -70,9 +74,16 @@ class Compare:
     out: Path | None = None
     """New JSON file for all numbers."""
     column: str = "after"
-    """Which model of RUN, where it holds several."""
+    """Which model of RUN, where it holds several; with --faithfulness a pattern, such as "*", for some of them."""
     reference_column: str = "retrained"
-    """Which model of REFERENCE, where it holds several."""
+    """Which model of REFERENCE, where it holds several; with --faithfulness a pattern."""
+    faithfulness: bool = False
+    """Rank metrics instead: how surely does each tell the models of RUN, which know the text that is to be forgotten,
+    from those of REFERENCE, which never saw it?"""
+    more_run: tuple[Path, ...] = ()
+    """With --faithfulness, result of further models that know; repeat the flag for several."""
+    more_reference: tuple[Path, ...] = ()
+    """With --faithfulness, result of further models that never knew; repeat the flag for several."""
     limit: int | None = None
     """Only the first so many questions of each set: TOFU scores 300, OpenUnlearning all 400."""
     open_unlearning: Path | None = field(default=None, metadata=OUTPUT)
@@ -171,9 +182,12 @@ class CanaryScore:
     """Most candidates a canary is ranked among: if there are no more, ranks are exact."""
     method: Literal["exact", "sampled", "skew_normal"] | None = None
     """How ranks are found; default exact where possible, else a skew-normal fit."""
+    max_length: int | None = None
+    """Longest sequence, tokens; default the model's context."""
     batch_size: int = 32
     """Texts scored at once."""
     seed: int = 0
     """Draws candidates; intervals."""
-    text: Text = field(default_factory=Text)
+    dry_run: bool = field(default=False, metadata=OF_ONE_START)
+    """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
     devices: Devices = field(default_factory=Devices)

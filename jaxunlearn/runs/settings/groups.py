@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from jaxunlearn.runs.flags import of_flag
+
 if TYPE_CHECKING:
     from jaxunlearn.data import Fields, Template
 
@@ -47,7 +49,8 @@ class Devices:
 
         from jaxunlearn.sharding import make_mesh, mesh_sizes
 
-        sizes = mesh_sizes(self.mesh, jax.device_count())
+        with of_flag("--mesh"):
+            sizes = mesh_sizes(self.mesh, jax.device_count())
         if jax.device_count() == 1 and not alone:
             return None
         return make_mesh(**sizes, explicit=self.mesh_axes == "explicit")
@@ -90,7 +93,8 @@ class Text(Columns):
     def template(self) -> Template:
         from jaxunlearn.data import Template
 
-        return Template(self.question_template)
+        with of_flag("--question-template"):
+            return Template(self.question_template)
 
 
 @dataclass(frozen=True)
@@ -146,3 +150,17 @@ class Watching:
     """Folder with a benchmark's published files, for rules on its metrics; repeat the flag for several."""
     reference_result: Path | None = None
     """Result file of `jaxunlearn evaluate --out` that holds the retrained model."""
+
+
+@dataclass(frozen=True)
+class WatchingTraining(Watching):
+    """Evaluation inside the run, and rules that end it; the best checkpoint is kept. A rule is METRIC<=BOUND or
+    METRIC>=BOUND, several joined by commas, the bound a number, `before`, `unseen` (--holdout) or `retrained`
+    (--reference-result). A private run may be ended by records that it is not trained on."""
+
+    forget: str | None = None
+    """Records that metrics called forget_... are measured on. Nothing is forgotten, and only --data is trained on."""
+    retain: str | None = None
+    """Records that metrics called retain_... are measured on, such as ones to validate by; default those of --data."""
+    holdout: str | None = None
+    """Comparable records the model never saw, for rules with the bound `unseen` and for membership attacks."""

@@ -66,4 +66,6 @@ class Bench:
     """What a block keeps for its backward pass: outputs of projections, nothing but its input, or everything."""
     out: Path | None = None
     """New JSON file for all numbers, every round included."""
+    dry_run: bool = field(default=False, metadata=OF_ONE_START)
+    """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
     devices: Devices = field(default_factory=Devices)

@@ -1,8 +1,10 @@
 """Commands that need no weights of yours."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from jaxunlearn.runs.settings.groups import OF_ONE_START
 
 
 @dataclass(frozen=True)
@@ -13,6 +15,8 @@ class Demo:
     """Folder for the report, the numbers, the data and the checkpoints; a free name is taken if it exists."""
     seed: int = 0
     """Corpus, training and batches. The methods' settings were chosen on seed 1."""
+    dry_run: bool = field(default=False, metadata=OF_ONE_START)
+    """Check everything, and say what would be done, with memory and time; write nothing."""
 
 
 @dataclass(frozen=True)

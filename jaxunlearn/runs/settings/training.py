@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from jaxunlearn.runs.settings.durability import Checkpoints
-from jaxunlearn.runs.settings.groups import OF_ONE_START, Devices, Private, Text, Trainable, Watching
+from jaxunlearn.runs.settings.groups import OF_ONE_START, Devices, Private, Text, Trainable, Watching, WatchingTraining
 from jaxunlearn.runs.settings.tracking import Tracking
 
 
@@ -43,6 +43,7 @@ class Finetune:
     """Order of the records; a private run draws randomness of its own, which it does not record."""
     dry_run: bool = field(default=False, metadata=OF_ONE_START)
     """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
+    watching: WatchingTraining = field(default_factory=WatchingTraining)
     private: Private = field(default_factory=Private)
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
