@@ -26,16 +26,16 @@ from jaxunlearn.models.functional import HEAD_ROWS
 from jaxunlearn.models.saving import byte_size
 from jaxunlearn.runs import streamed_work
 from jaxunlearn.runs.alternatives import Alternatives
-from jaxunlearn.runs.facts import size_text
+from jaxunlearn.runs.facts import device_bytes, size_text
 from jaxunlearn.runs.fit import initial, program
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.options import make_method, options_of
 from jaxunlearn.runs.prepared import Prepared, batch_sizes
 from jaxunlearn.runs.programs import PROGRAMS, Problem, Program, abstract, beside, model_of, problem_of
 from jaxunlearn.runs.references import Stored
-from jaxunlearn.runs.settings import Finetune, Unlearn
+from jaxunlearn.runs.settings import Finetune, Unlearn, Watching
 from jaxunlearn.runs.trainable import lora_of
-from jaxunlearn.types import Reference
+from jaxunlearn.types import Params, Reference
 
 FEW_ROWS = 64
 Choice = TypeVar("Choice")
@@ -120,6 +120,7 @@ def choose(settings: Unlearn, ready: Prepared, mesh: Mesh, say: Callable[[str], 
             total = bytes_of(product.program) + product.held
         else:
             total = bytes_of(PROGRAMS["step"](problem, method_in(settings, form), 1))
+            total += kept_beside(settings.watching, problem.params)
         say(f"a step with {form}: {size_text(total)} a device")
         return total
 
@@ -157,13 +158,19 @@ def choose_training(
     """As `choose`, of a step of `jaxunlearn finetune` over `rows`."""
 
     def size(form: Form) -> int:
-        total = bytes_of(training_step(settings, rows, found, mesh, steps, form))
+        step = training_step(settings, rows, found, mesh, steps, form)
+        total = bytes_of(step) + kept_beside(settings.watching, step[1][0][0])
         say(f"a step with {form}: {size_text(total)} a device")
         return total
 
     forms = forms_of(settings.batch_size, 0, _rows_apart(mesh))
     remedy = "a smaller --batch-size, shorter records (--max-length with --truncate), or more devices (--mesh)"
     return first_within(byte_size(settings.memory_budget), forms, size, settings.memory_budget, remedy)
+
+
+def kept_beside(watching: Watching, trained: Params) -> int:
+    """Bytes on a device of the parameters of the best look, which a run with rules keeps beside the last ones."""
+    return device_bytes(trained) if watching.stop_when or watching.keep_while else 0
 
 
 def bytes_of(program: Program) -> int:

@@ -20,7 +20,16 @@ from jaxunlearn.curvature import GaussNewton, Hessian
 from jaxunlearn.curvature.kronecker import Settings, kronecker_factors
 from jaxunlearn.data import Encoded, PackedRow, batches, steps_per_epoch
 from jaxunlearn.runs import coresets, streamed_work
-from jaxunlearn.runs.budget import Form, choose, choose_training, in_form, method_in, problem_for, training_step
+from jaxunlearn.runs.budget import (
+    Form,
+    choose,
+    choose_training,
+    in_form,
+    kept_beside,
+    method_in,
+    problem_for,
+    training_step,
+)
 from jaxunlearn.runs.facts import size_text
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.needs import TOO_LARGE, Work, disk, needs, size_of
@@ -64,10 +73,10 @@ def unlearn(settings: Unlearn, ready: Prepared) -> None:
             )
             rows["stops"] = _stops(settings, ready, prompts is not None, steps)
             loops = _products(settings)
-            work = [
-                _asking(ready, 0 if prompts is None else settings.substitutes, found, mesh),
-                Work("a step", PROGRAMS["step"](problem, method_in(settings, form), loops), steps, loops),
-            ]
+            step = PROGRAMS["step"](problem, method_in(settings, form), loops)
+            held = kept_beside(settings.watching, problem.params)
+            asking = _asking(ready, 0 if prompts is None else settings.substitutes, found, mesh)
+            work = [asking, Work("a step", step, steps, loops, held)]
             state = state_of(problem, ready.method)._replace(frozen=None)
         rows |= needs(work, mesh, reporter)
         left = f"up to {size_text(size_of(state))} for checkpoints beside it" if _checkpoints(settings) else ""
@@ -97,7 +106,8 @@ def finetune(
         if rules := (*settings.watching.stop_when, *settings.watching.keep_while):
             rows["stops"] = f"by {' or '.join(rules)}, or after {steps} steps"
         if settings.private.private_epsilon is None and settings.private.noise_multiplier is None:
-            rows |= needs([Work("a step", step, steps)], mesh, reporter)
+            held = kept_beside(settings.watching, state[0])
+            rows |= needs([Work("a step", step, steps, held=held)], mesh, reporter)
         else:
             at_once = 8 if settings.private.private_rows is None else settings.private.private_rows
             least = size_of(state) + at_once * found.parameters * 4

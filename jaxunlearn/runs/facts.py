@@ -1,7 +1,9 @@
 """Numbers in words: those of a step, which are shown, in which order, called what; times and sizes."""
 
+import math
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 
@@ -42,6 +44,12 @@ def in_words(facts: Mapping[str, float]) -> list[tuple[str, str]]:
             continue
         shown.append((NAMES.get(key, key.replace("_", " ")), _text(key, value)))
     return shown
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes on one device of a tree of arrays, or of shapes, that say where they lie."""
+    leaves = jax.tree.leaves(tree)
+    return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
 
 
 def peak_memory() -> int | None:

@@ -5,7 +5,6 @@ holds keys and values of all tokens of its batch. Both grow with the rows of a b
 rows are halved from `--batch-size` on until the program, compiled from shapes, is within the budget (`runs.budget`).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ from jaxunlearn.models.generation import PROMPT_BUCKET, continue_batch, rows_for
 from jaxunlearn.models.sampling import Sampling
 from jaxunlearn.models.saving import byte_size
 from jaxunlearn.runs.budget import bytes_of, first_within
-from jaxunlearn.runs.facts import size_text
+from jaxunlearn.runs.facts import device_bytes, size_text
 from jaxunlearn.runs.headers import Checkpoint
 from jaxunlearn.runs.programs import Program, abstract, model_of
 from jaxunlearn.runs.settings import Evaluate
@@ -72,7 +71,7 @@ def choose(
     sizes = list(dict.fromkeys(at_most >> shift for shift in range(at_most.bit_length())))
 
     # It stays while another is looked at, whether a program reads it or not.
-    beside = 0 if retrained is None or len(found) == 1 else _held(retrained[1])
+    beside = 0 if retrained is None or len(found) == 1 else device_bytes(retrained[1])
 
     def scoring(rows: int, model: Model, params: Params) -> int:
         batch = _batch(texts, rows, mesh)
@@ -100,12 +99,6 @@ def choose(
 def _model(folder: Path, mesh: Mesh) -> tuple[Model, Params]:
     found = Checkpoint.read(folder)
     return model_of(found.config, mesh, dtypes=found.dtypes)
-
-
-def _held(params: Params) -> int:
-    """Bytes of parameters on one device."""
-    leaves = jax.tree.leaves(params)
-    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _batch(texts: Sequence[Encoded], rows: int, mesh: Mesh) -> TokenBatch:

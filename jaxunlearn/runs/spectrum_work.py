@@ -6,7 +6,6 @@ first step      the method's own, beside that basis
 a trial         the step under one damping, out of that basis, `tries` times
 """
 
-import math
 from functools import partial
 
 import jax
@@ -15,6 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxunlearn.methods import Method
 from jaxunlearn.runs.damping_path import lanczos_run, try_step
+from jaxunlearn.runs.facts import device_bytes
 from jaxunlearn.runs.needs import Work
 from jaxunlearn.runs.programs import Problem, beside, state_of
 from jaxunlearn.runs.settings import Spectrum
@@ -45,7 +45,7 @@ def work_of(
     )
     run = beside(jax.eval_shape(space, params, batch)[0]._replace(basis=None), params, problem.mesh)
     run = run._replace(basis=basis)
-    held = sum(4 * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(basis))
+    held = device_bytes(basis)
     y = jax.ShapeDtypeStruct((steps,), jnp.float32, sharding=everywhere)
     one_step = (
         lambda state, batch: unlearn_step(method, model, state, batch)[1],

@@ -4,7 +4,6 @@ One program, the product of one batch, makes up the solve: so many batches a pas
 vectors of the solver and its right-hand side, which are also what a checkpoint holds.
 """
 
-import math
 from functools import partial
 
 import jax
@@ -13,6 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxunlearn.curvature.streamed import Bound, add_batch
 from jaxunlearn.data import steps_per_epoch
+from jaxunlearn.runs.facts import device_bytes
 from jaxunlearn.runs.forget_streamed import passes_of, recipe_of
 from jaxunlearn.runs.needs import Work
 from jaxunlearn.runs.programs import Problem, beside, vector_of
@@ -40,8 +40,7 @@ def work_of(settings: Unlearn, problem: Problem, records: int) -> Work:
     # The program as it is compiled in a run, without the `jit` that would hide its equations from those who count.
     program = partial(add_batch.__wrapped__, Bound(recipe.curvature, problem.model))
     times = recipe.solver.max_steps * steps_per_epoch(records, len(problem.batch.retain.tokens))
-    leaves = jax.tree.leaves(saved(settings, problem))
-    held = sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves)
+    held = device_bytes(saved(settings, problem))
     return Work("a product with a batch", (program, arguments, (0, 1)), times, held=held)
 
 

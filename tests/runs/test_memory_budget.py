@@ -18,12 +18,12 @@ from jaxunlearn import models
 from jaxunlearn.evals import score
 from jaxunlearn.methods import CATALOGUE
 from jaxunlearn.runs import budget
-from jaxunlearn.runs.budget import Form, first_within, forms_of, method_in
+from jaxunlearn.runs.budget import Form, first_within, forms_of, kept_beside, method_in
 from jaxunlearn.runs.evaluate import evaluate
 from jaxunlearn.runs.finetune import finetune
 from jaxunlearn.runs.fit import fit
 from jaxunlearn.runs.prepared import prepare
-from jaxunlearn.runs.settings import Devices, Evaluate, Finetune, Private, Unlearn
+from jaxunlearn.runs.settings import Devices, Evaluate, Finetune, Private, Unlearn, Watching
 from jaxunlearn.runs.unlearn import unlearn
 from jaxunlearn.sharding import make_mesh
 
@@ -65,6 +65,13 @@ def test_the_first_that_fits_is_found_by_bisection(sizes, limit):
 def test_every_method_can_be_cut(name):
     method = method_in(Unlearn("m", "f", "o", method=name), Form("full", 2, 64))
     assert method.objective.microbatch == 2
+
+
+def test_parameters_of_the_best_look_are_counted_where_rules_keep_them():
+    sharded = table(make_mesh(fsdp=8))
+    assert kept_beside(Watching(evaluate_every=3), sharded) == 0
+    for rules in ({"stop_when": ("jang",)}, {"keep_while": ("retain_nll<=1",)}):
+        assert kept_beside(Watching(**rules), sharded) == sharded.size * 4 // 8
 
 
 def kibibytes(told):
