@@ -106,9 +106,10 @@ def _tables(frames: list[Numbers], results: dict[str, Numbers]) -> list[str]:
         markdown(["at once", *(label for label, _ in QUALITY.values())], quality),
         markdown(["cost", *(label for label, _ in COSTS.values()), "options"], costs),
     ]
-    if any(one["row"] for one in results.values()):
+    in_a_row = [name for name, one in results.items() if one["row"]]
+    if in_a_row:
         rows = [[name, *_cells([f[name] for f in frames], ROW)] for name in FRAME]
-        by_end = sorted(results, key=lambda name: _mean(_values(results[name]["row"], "numbers", "distance")))
+        by_end = sorted(in_a_row, key=lambda name: _mean(_values(results[name]["row"], "numbers", "distance")))
         rows += [[named(name, "row"), *_cells(_picked(results[name]["row"], "numbers"), ROW)] for name in by_end]
         tables.append(markdown(["ten requests in a row", *(label for label, _ in ROW.values())], rows))
     failed = [f"{name}: {one['error']}" for name in results for one in results[name]["once"] if "error" in one]

@@ -137,7 +137,7 @@ def _forget(
 ) -> Run:
     method, retain = method_of(candidate, options, problem, regime), retain_of(problem, regime)
     model, params, select = _added(candidate, model, params, forget, retain, number)
-    stored = _stored(method, model, params, problem, forget, retain)
+    stored = answers_before(method, model, params, problem, forget, retain)
     kept = None if method.factors is None else curvature.load(method.factors, params)
     state = init(method, model, jax.tree.map(jnp.copy, params), key=jax.random.key(number), trainable=select)
     if "learning_rate" in options:
@@ -177,7 +177,9 @@ def _added(candidate: Candidate, model: Model, params: Params, forget: list, ret
     return model, params, None
 
 
-def _stored(method: Method, model: Model, params: Params, problem: Problem, forget: list, retain: list) -> Stored:
+def answers_before(
+    method: Method, model: Model, params: Params, problem: Problem, forget: list, retain: list
+) -> Stored:
     """What the model says before the request, and the other answers the method asks for."""
 
     def encode(records: list[data.Record]) -> list[data.Encoded]:
