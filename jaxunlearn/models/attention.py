@@ -15,7 +15,7 @@ In both forms the quotient of the two sums is the same for every `m`, so no deri
 `m`, and it is taken out of differentiation. Tiles are recomputed in the backward pass instead of stored.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +40,7 @@ def causal_attention(
     softcap: float | None = None,
     window: int | Int[Array, ""] | None = None,
     segments: Int[Array, "B T"] | None = None,
+    mesh: Any = None,
 ) -> Float[Array, "B T H d"]:
     """`softmax(scale q k^T) v` over the keys at or before each query; head h reads key-value head `h K // H`.
 
@@ -53,6 +54,7 @@ def causal_attention(
         softcap: c of `c tanh(score / c)`, which bounds scores; None for none.
         window: how many keys a query sees, its own included; None for all. It may be an array.
         segments: a number for each token; a query sees keys of its own number only. None for one record a row.
+        mesh: devices that a fused kernel is split over; XLA splits the other forms by itself. None for one device.
 
     Example:
         >>> import jax
@@ -66,7 +68,7 @@ def causal_attention(
     if isinstance(window, int) and window >= T:
         window = None
     if implementation == "fused":
-        return fused_attention(q, k, v, scale=scale, softcap=softcap, window=window, segments=segments)
+        return fused_attention(q, k, v, scale=scale, softcap=softcap, window=window, segments=segments, mesh=mesh)
     if implementation == "blockwise" or (implementation == "auto" and T > BLOCKWISE_ABOVE):
         return _blockwise(q, k, v, min(block, T), scale, softcap, window, segments)
     mask = jnp.tril(jnp.ones((T, T), bool))

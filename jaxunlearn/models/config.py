@@ -5,7 +5,6 @@ checkpoint share one compilation. Whatever the decoder does not implement is ref
 ignores a field computes wrong logits. `hf_config` reads and writes the form of `transformers`.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,8 @@ ROPE_KEYS = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
     "longrope": ("short_factor", "long_factor", "original_max_position_embeddings"),
 }
+SMALLEST, LARGEST = 1e-6, 1e12  # of a positive number: products and quotients of some stay within float32
+RANGE = f"from {SMALLEST:g} to {LARGEST:g}"
 CHOICES = {
     "model_type": tuple(FAMILIES),
     "hidden_act": ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu"),
@@ -145,9 +146,8 @@ class DecoderConfig:
         if self.attention_multiplier is None:
             fill(self, "attention_multiplier", self.head_dim**-0.5)
         if isinstance(self.rope_parameters, Mapping):
-            fill(self, "rope_parameters", tuple(sorted((k, _plain(v)) for k, v in self.rope_parameters.items())))
-        if isinstance(self.eos_token_id, list):
-            fill(self, "eos_token_id", tuple(self.eos_token_id))
+            fill(self, "rope_parameters", _plain(self.rope_parameters))
+        fill(self, "eos_token_id", _plain(self.eos_token_id))
         for name, plain in (("sliding_windows", None), ("rope_layers", True)):
             if (each := getattr(self, name)) is not None:
                 if len(each) < self.num_hidden_layers:
@@ -173,9 +173,10 @@ class DecoderConfig:
             raise ValueError(f"sliding_windows has {odd[0]}; a layer must see at least 1 token, and fewer than 2^31")
         for name in ("attn_logit_softcapping", "final_logit_softcapping", "logits_scaling"):
             if (value := getattr(self, name)) is not None and not _positive(value):
-                raise ValueError(f"{name}={value}; it must be positive")
-        if self.rms_norm_eps != 0 and not _positive(self.rms_norm_eps):
-            raise ValueError(f"rms_norm_eps={self.rms_norm_eps}; it must be positive, or 0")
+                raise ValueError(f"{name}={value}; it must be positive, {RANGE}")
+        for name in ("rms_norm_eps", "embedding_multiplier", "residual_multiplier", "attention_multiplier"):
+            if not 0 <= (value := getattr(self, name)) <= LARGEST:
+                raise ValueError(f"{name}={value}; it must be from 0 to {LARGEST:g}")
         if self.rope_parameters is not None:
             self._check_rope()
 
@@ -183,13 +184,13 @@ class DecoderConfig:
         kind = self.rope.get("rope_type", "default")
         if kind not in ROPE_KEYS:
             raise ValueError(f"rope_type={kind!r} is not implemented; known: {', '.join(ROPE_KEYS)}")
-        if missing := [key for key in ("rope_theta", *ROPE_KEYS[kind]) if key not in self.rope]:
+        if missing := [key for key in ("rope_theta", *ROPE_KEYS[kind]) if self.rope.get(key) is None]:
             raise ValueError(f"rope_parameters of type {kind!r} lack {', '.join(missing)}: {self.rope}")
-        for key in ("rope_theta", *ROPE_KEYS[kind], "attention_factor"):
+        for key in ("rope_theta", *ROPE_KEYS[kind], "factor", "attention_factor"):
             given = self.rope.get(key)
-            for value in given if isinstance(given, tuple) else (given,):
-                if not _positive(value) and not (value is None and key == "attention_factor"):
-                    raise ValueError(f"{key}={given!r} in rope_parameters; give positive numbers")
+            numbers = given if isinstance(given, tuple) and key in ("short_factor", "long_factor") else (given,)
+            if given is not None and not all(map(_positive, numbers)):
+                raise ValueError(f"{key}={given!r} in rope_parameters; it must be positive, {RANGE}")
         if kind == "llama3" and not self.rope["low_freq_factor"] < self.rope["high_freq_factor"]:
             raise ValueError("low_freq_factor must be below high_freq_factor in rope_parameters of type 'llama3'")
         part = self.rope.get("partial_rotary_factor", 1.0)
@@ -237,8 +238,11 @@ class DecoderConfig:
 
 
 def _positive(value: Any) -> bool:
-    return isinstance(value, int | float) and 0 < value < math.inf
+    return isinstance(value, int | float) and SMALLEST <= value <= LARGEST
 
 
 def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    """`value` as something hashable."""
+    if isinstance(value, Mapping):
+        return tuple(sorted((key, _plain(one)) for key, one in value.items()))
+    return tuple(map(_plain, value)) if isinstance(value, list) else value

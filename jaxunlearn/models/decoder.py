@@ -93,7 +93,7 @@ class DecoderModule(nnx.Module):
             weights, own = layer
 
             def attend(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-                options = {**self._scores(), "window": self._window(own), "segments": segments}
+                options = {**self._scores(), "window": self._window(own), "segments": segments, "mesh": self.mesh}
                 return causal_attention(q, k, v, self.attention, **options), None
 
             return self._block(x, weights, _turned(rotary, own), attend)

@@ -43,7 +43,7 @@ class Decoder:
         config: the architecture.
         mesh: devices its parameters live on; None for one device.
         attention: "auto" (blockwise above 512 tokens), "xla", "blockwise", or "fused" (`models.fused_attention`:
-            GPUs, first derivatives only).
+            GPUs and TPUs, first derivatives only).
         remat: what a block keeps for its backward pass: "dots" (outputs of projections), "full" (nothing but its
             input, least memory) or "none" (everything, least time).
         head_rows: most rows (examples times places, on each device) the head is applied to at once in losses and

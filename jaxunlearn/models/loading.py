@@ -44,7 +44,7 @@ def load(
         folder: a folder with `config.json` and safetensors weights, or a model id of the Hugging Face hub.
         mesh: devices to lay the parameters out on (`jaxunlearn.sharding.make_mesh`); None for the default device.
         dtype: element type of the parameters; None for the stored one.
-        attention: "auto" (blockwise above 512 tokens), "xla", "blockwise", or on GPUs "fused".
+        attention: "auto" (blockwise above 512 tokens), "xla", "blockwise", or on GPUs and TPUs "fused".
         remat: what a block keeps for its backward pass: "dots", "full" (least memory) or "none" (least time).
         head_rows: rows of logits that losses and curvature hold at once on each device; None for all of them.
         freeze_bits: 8 or 4 rounds the projections to that many bits (`models.quantised`), for adapters to be trained

@@ -1,13 +1,16 @@
 """Blockwise attention equals plain attention to second order; the fused kernel is for first order, and says so."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from decoder_cases import SMALL, toy
+from decoder_cases import SMALL, largest_difference, tokens_for, toy
 
 from jaxunlearn import losses, models, sharding
 from jaxunlearn.curvature import ForwardModeError, GaussNewton, Hessian
+from jaxunlearn.models import fused_attention, splash_attention
 from jaxunlearn.models.attention import causal_attention, masked_attention
 from jaxunlearn.packed import PackedTokens
 from jaxunlearn.types import TokenBatch
@@ -126,23 +129,61 @@ def test_fused_attention_serves_first_order_passes_and_stops_curvature_while_tra
         with pytest.raises(ForwardModeError, match="dot_product_attention.* choose attention=.blockwise"):
             jax.eval_shape(lambda p, b, r=recipe: r(model, p, b)(p), shape, batch)
     wide = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), shape)
-    with pytest.raises(ValueError, match="computes in bfloat16 or float16, and the model is float32; load it with"):
+    with pytest.raises(ValueError, match="computes in bfloat16 or float16 on GPUs, and the model is float32; load it"):
         jax.eval_shape(model.logits, wide, batch.tokens)
-    with pytest.raises(ValueError, match="cannot take packed rows; choose attention=.auto"):
+    with pytest.raises(ValueError, match="cannot take packed rows on GPUs; choose attention=.auto"):
         jax.eval_shape(model.logits, shape, PackedTokens(batch.tokens, batch.tokens))
     for switch, message in (
-        ({"attn_logit_softcapping": 2.0}, "has no soft cap, and this model has attn_logit_softcapping=2.0"),
+        ({"attn_logit_softcapping": 2.0}, "has no soft cap on GPUs, and this model has attn_logit_softcapping=2.0"),
         ({"sliding_windows": (3, None, None)}, "takes one window for all layers"),
     ):
         with pytest.raises(ValueError, match=message):
             models.Decoder(models.DecoderConfig(**SMALL | switch), attention="fused")
 
 
+@pytest.fixture
+def a_tpu(monkeypatch):
+    """The kernel of TPUs as a program of plain operations, which every device can run."""
+    monkeypatch.setattr(fused_attention, "platform", lambda mesh: "tpu")
+    monkeypatch.setattr(splash_attention, "INTERPRET", True)
+
+
+@pytest.mark.parametrize(
+    "mesh", [None, {"data": 2, "fsdp": 2, "tensor": 2, "explicit": True}, {"fsdp": 2, "tensor": 4}]
+)
+def test_the_kernel_of_tpus_gives_logits_and_gradients_of_packed_windowed_capped_attention(mesh, a_tpu):
+    """Also where more devices share the heads than there are heads of keys."""
+    fields = {"num_key_value_heads": 2, "vocab_size": 64, "sliding_windows": (5, 5), "attn_logit_softcapping": 2.0}
+    mesh = None if mesh is None else sharding.make_mesh(**mesh)
+    (alone, params), (model, split) = toy(**fields), toy(**fields, mesh=mesh, attention="fused")
+    batch = PackedTokens(tokens_for(alone.source.config, batch=4, length=12), np.repeat([[1, 2]] * 4, [5, 7], axis=1))
+
+    @partial(jax.jit, static_argnums=0)
+    def both(model, params, batch):
+        gradient = jax.grad(lambda params: jnp.sum(jnp.sin(model.logits(params, batch))))
+        return model.logits(params, batch), gradient(params)
+
+    expected = both(alone, params, batch)
+    found = both(model, split, batch if mesh is None else sharding.shard_batch(batch, mesh))
+    assert largest_difference(expected, found) < 1e-4
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected)) > 1e-3
+
+
+def test_the_kernel_of_tpus_stops_curvature_while_tracing(a_tpu):
+    model, params = toy(attention="fused")
+    batch = TokenBatch(*(jax.ShapeDtypeStruct((2, 16), dtype) for dtype in (jnp.int32, jnp.float32)))
+    for recipe in (Hessian(), GaussNewton()):
+        with pytest.raises(ForwardModeError, match="splash.* choose attention=.blockwise"):
+            jax.eval_shape(lambda p, b, r=recipe: r(model, p, b)(p), params, batch)
+    with pytest.raises(ValueError, match="takes one window for all layers"):
+        models.Decoder(models.DecoderConfig(**SMALL, sliding_windows=(3, None, None)), attention="fused")
+
+
 def test_fused_attention_is_refused_where_there_is_no_gpu_before_anything_is_read(tmp_path):
     model, params = toy()
     models.save(tmp_path / "model", model, params)
     for mesh in (None, sharding.make_mesh(fsdp=8)):
-        with pytest.raises(ValueError, match="kernel of NVIDIA GPUs, and the devices here are cpu; choose attention="):
+        with pytest.raises(ValueError, match="kernel of NVIDIA GPUs and TPUs, and the devices here are cpu; choose"):
             models.load(tmp_path / "model", attention="fused", mesh=mesh)
 
 

@@ -147,6 +147,14 @@ def test_what_is_not_implemented_is_named_before_any_weight_is_read(config, mess
         ({"sliding_windows": (4,)}, "sliding_windows has 1 entries"),
         ({"sliding_windows": (4, 0, 4)}, "sliding_windows has 0; a layer must see at least 1 token"),
         ({"final_logit_softcapping": 0.0}, "final_logit_softcapping=0.0; it must be positive"),
+        ({"attn_logit_softcapping": float("inf")}, "attn_logit_softcapping=inf; it must be positive, from 1e-06 to 1e"),
+        ({"rms_norm_eps": -1e-5}, "rms_norm_eps=-1e-05; it must be from 0"),
+        ({"attention_multiplier": float("nan")}, "attention_multiplier=nan; it must be from 0"),
+        ({"rope_parameters": {"rope_theta": 0}}, "rope_theta=0 in rope_parameters; it must be positive"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": "8"}},
+            "factor='8' in rope_parameters; it must be positive",
+        ),
         (
             {
                 "rope_parameters": {
