@@ -5,7 +5,6 @@ anchor is exchanged, on the built-in problem of methods.py, and nothing else: 60
 
     EK-FAC                  what is stored: factors of everything, the records to be forgotten among it
     EK-FAC of what is kept  the same without those, which nobody can take who no longer has the rest
-    sampled gradients       the true Fisher from four gradients a sequence, labels drawn from the softened model
     exact                   products with the whole Gauss-Newton matrix of everything, at the start
     exact, of what is kept  products with that of the retain set; what all others approximate
 
@@ -31,13 +30,13 @@ from comparison.trial import answers_before
 from measure import markdown, where
 
 from jaxunlearn import curvature, data, methods, operators
-from jaxunlearn.curvature import EKFAC, GaussNewton, Stored, TrueFisher
+from jaxunlearn.curvature import EKFAC, GaussNewton, Stored
 from jaxunlearn.runs.curvature import factors
 from jaxunlearn.transforms import STORED, anchor_by_curvature
 from jaxunlearn.types import Model
 from jaxunlearn.unlearn import init, unlearn_step
 
-TEMPERATURE, DRAWS, RATE, BATCH = 3.0, 4, 3e-3, 24
+TEMPERATURE, RATE, BATCH = 3.0, 3e-3, 24
 SHOWN = ("retain_kl", "forget_kl", "unseen_kl", "memory")
 
 Anchor = tuple[Callable[..., Any], Any]  # a recipe, and what it reads in the place of examples
@@ -95,34 +94,24 @@ def ekfac_of_kept(problem: Problem) -> Anchor:
     return Stored(), factors(recipe, problem.model, problem.before, problem.kept, batch_size=32)
 
 
-def sampled_gradients(problem: Problem) -> Anchor:
-    return _at_start(problem, TrueFisher(samples=None, draws=DRAWS), everything(problem))
-
-
 def exact(problem: Problem) -> Anchor:
-    return _at_start(problem, GaussNewton(), everything(problem))
+    return _at_start(problem, problem.sets["forget"] + problem.kept)
 
 
 def exact_of_kept(problem: Problem) -> Anchor:
-    return _at_start(problem, GaussNewton(), problem.kept)
+    return _at_start(problem, problem.kept)
 
 
 ANCHORS: dict[str, Callable[[Problem], Anchor]] = {
     "EK-FAC": ekfac,
     "EK-FAC of what is kept": ekfac_of_kept,
-    "sampled gradients": sampled_gradients,
     "exact": exact,
     "exact, of what is kept": exact_of_kept,
 }
 
 
-def everything(problem: Problem) -> list[data.Encoded]:
-    """All that the model has learned."""
-    return problem.sets["forget"] + problem.kept
-
-
-def _at_start(problem: Problem, recipe: Callable[..., Any], encoded: list[data.Encoded]) -> Anchor:
-    """Curvature at the parameters where forgetting began, of answers softened by the temperature.
+def _at_start(problem: Problem, encoded: list[data.Encoded]) -> Anchor:
+    """The Gauss-Newton matrix at the parameters where forgetting began, of answers softened by the temperature.
 
     The Gauss-Newton matrix of logits divided by T has J/T in the place of J, hence the factor; parameters and examples
     are handed on as arguments, for the compiler would compute with constants for minutes.
@@ -130,7 +119,7 @@ def _at_start(problem: Problem, recipe: Callable[..., Any], encoded: list[data.E
     softened = Model(logits=lambda params, tokens: problem.model.logits(params, tokens) / TEMPERATURE)
 
     def taken(model: Model, params: Any, content: Any):
-        return operators.scaled(TEMPERATURE**2, recipe(softened, *content), psd=True)
+        return operators.scaled(TEMPERATURE**2, GaussNewton()(softened, *content), psd=True)
 
     return taken, (problem.before, jax.device_put(data.collate(encoded)))
 

@@ -72,7 +72,7 @@ question = Plan(
     topology="cpu:8",
     mesh="fsdp=4,tensor=2",
     program=("gradient", "gauss-newton"),
-    batch=8,
+    batch_size=8,
     length=256,
 )
 found = plan(question)

@@ -26,6 +26,13 @@ USAGE = (
     "usage: jaxunlearn COMMAND [OPTIONS]\n\nMake a language model forget, in JAX, with exact curvature.\n\ncommands:\n"
 )
 
+EXIT_CODES = """exit codes:
+  0    done
+  1    a defect, with a traceback; from doctor, something it found wrong
+  2    bad input, nothing was started: correct what the message names
+  74   not written, the disk is full: make room, run again
+  75   ended by SIGTERM, or by the end of another process, and all is saved: run again with --resume
+  130  Ctrl-C: the message says how to go on"""
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 EXIT_NOT_WRITTEN = 74  # EX_IOERR of sysexits.h
@@ -39,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE + "".join(f"  {name:<10} {line}\n" for name, line in COMMANDS.items()), end="")
-        print("\njaxunlearn COMMAND --help lists a command's options.")
+        print("\njaxunlearn COMMAND --help lists a command's options.\n")
+        print(EXIT_CODES)
         return 0
     if argv[0] in ("-V", "--version"):
         from jaxunlearn.version import __version__

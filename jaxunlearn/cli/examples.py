@@ -38,12 +38,12 @@ EXAMPLES = {
     ),
     "canary score": (
         "jaxunlearn canary score --model tuned --key key.jsonl",
-        "jaxunlearn canary score --model forgotten --key key.jsonl --method sampled --out exposure.json",
+        "jaxunlearn canary score --model forgotten --key key.jsonl --ranks sampled --out exposure.json",
     ),
     "spectrum": (
         "jaxunlearn spectrum --model tuned --forget forget.jsonl --retain retain.jsonl --out spectrum",
         "jaxunlearn spectrum --model tuned --forget forget.jsonl --retain retain.jsonl --out hessian "
-        "--curvature hessian --steps 80 --option max_kl=1e-4",
+        "--curvature hessian --lanczos-steps 80 --option max_kl=1e-4",
     ),
     "plan": (
         "jaxunlearn plan --model llama-3-8b --topology v5e:8x8",
@@ -51,7 +51,7 @@ EXAMPLES = {
     ),
     "bench": (
         "jaxunlearn bench --size 1M",
-        "jaxunlearn bench --model tuned --curvature gauss-newton --batch 8 --length 512 --out bench.json",
+        "jaxunlearn bench --model tuned --curvature gauss-newton --batch-size 8 --length 512 --out bench.json",
     ),
     "doctor": ("jaxunlearn doctor", "jaxunlearn doctor --check False"),
     "methods": ("jaxunlearn methods", "jaxunlearn methods newton_removal"),

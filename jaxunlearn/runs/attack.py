@@ -1,6 +1,9 @@
 """`jaxunlearn attack`: the stress tests in one command, on the unlearned model and on those it is compared with."""
 
+import json
 from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from jaxunlearn import data, evals, models
@@ -16,8 +19,9 @@ from jaxunlearn.runs.evaluate import before
 from jaxunlearn.runs.flags import of_flag
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.record import provenance, refuse_result, write_options
+from jaxunlearn.runs.record import digest, provenance, refuse_result, write_options
 from jaxunlearn.runs.settings import Attack
+from jaxunlearn.runs.work import Work, finished, plain_options
 from jaxunlearn.types import Model
 
 SETS = ("forget", "retain", "holdout")
@@ -31,8 +35,11 @@ def attack(settings: Attack) -> dict[str, Result]:
     """Run it; returns the results by column, none with `--dry-run`.
 
     Raises:
-        ValueError: bad input, or an existing output file, before any weight is loaded.
+        ValueError: bad input, an existing output file or an unfinished run, before any weight is loaded.
+        Interrupted: Ctrl-C after a test; `--resume` goes on with the next.
     """
+    if finished("attack", settings):
+        return json.loads(settings.out.read_text(encoding="utf-8"))["results"]
     _check(settings)
     chosen = [name for name in FAMILIES if name in settings.only] or list(FAMILIES)
     reads = reader(models.resolve(settings.model, weights=not settings.dry_run), settings.text)
@@ -49,7 +56,17 @@ def attack(settings: Attack) -> dict[str, Result]:
         dry_run_scoring.attack(settings, folders | beside, texts, chosen, _lacking(settings, chosen))
         return {}
     mesh = settings.devices.make_mesh()
-    with Reporter() as reporter:
+    work = None
+    if settings.out is not None:
+        weights = {name: digest(folder) for name, folder in folders.items()}
+        known = {"model": weights["after"], "reference_model": weights.get("retrained")}
+        if "before" in weights:
+            # The model before unlearning may be named by a record only.
+            known["the model before" if settings.before_model is None else "before_model"] = weights["before"]
+        work = Work("attack", settings, digests=known)
+    with work or nullcontext(), Reporter() as reporter:
+        if work is not None and work.resumed:
+            reporter.say(work.told())
         loaded = {name: models.load(folder, mesh=mesh) for name, folder in folders.items()}
         general = {name: models.load(folder, mesh=mesh) for name, folder in beside.items()}
         results: dict[str, Result] = {}
@@ -70,17 +87,18 @@ def attack(settings: Attack) -> dict[str, Result]:
             )
             # How fast it is relearned is asked of the unlearned model: the others set the scale.
             asked = [family for family in chosen if name == "after" or family != "relearning"]
+            results[name] = {}
             with reporter.stage(f"attacking {name}", len(asked)) as stage:
-                results[name] = stress(
-                    target,
-                    _doses(settings, model),
-                    only=asked,
-                    progress=lambda family, stage=stage: stage.advance(),
-                )
+                for family in asked:
+                    make = partial(stress, target, _doses(settings, model), only=[family])
+                    results[name] |= make() if work is None else work.keep(f"{name}-{family}", make)
+                    stage.advance()
         _tell(results, reporter)
         if settings.out is not None:
-            facts = provenance(folders, {name: getattr(settings, name) for name in (*SETS, "general_model")})
-            evals.write_result(settings.out, {"command": "attack", **facts, "results": results})
+            sources = {name: getattr(settings, name) for name in (*SETS, "general_model")}
+            facts = provenance(folders, sources, weights=weights)
+            about = {"command": "attack", "settings": plain_options(settings), **facts}
+            evals.write_result(settings.out, {**about, "results": results})
             write_options(settings.out, "attack", settings)
             reporter.say(f"all numbers -> {settings.out}")
     return results

@@ -43,9 +43,10 @@ def bench(settings: Bench) -> list[Row]:
         ValueError: bad input, or an output file that exists, before any weight is loaded.
     """
     records.refuse_result(settings.out)
-    for name in ("batch", "length", "rounds"):
+    for name in ("batch_size", "length", "rounds"):
         if getattr(settings, name) < 1 + (name == "length"):
-            raise ValueError(f"--{name} {getattr(settings, name)}: give at least {1 + (name == 'length')}")
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} {getattr(settings, name)}: give at least {1 + (name == 'length')}")
     folder = None if settings.model is None else models.resolve(settings.model, weights=not settings.dry_run)
     config = config_of(settings.size, settings.length) if folder is None else models.read_config(folder)
     if settings.length > config.max_position_embeddings:
@@ -64,7 +65,7 @@ def bench(settings: Bench) -> list[Row]:
             model, params = models.init(config, jax.random.key(0), dtype=jnp.dtype(settings.dtype), **made)
         else:
             model, params = models.load(folder, dtype=settings.dtype, **made)
-        p = problem_on(config, model, params, settings.batch, settings.length, mesh)
+        p = problem_on(config, model, params, settings.batch_size, settings.length, mesh)
         wanted = {
             name: partial(program_of, one.function, p, one.count)
             for name, one in products_of(settings.curvature).items()
@@ -87,17 +88,17 @@ def bench(settings: Bench) -> list[Row]:
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         named = settings.size if folder is None else Path(settings.model).name
         title = (
-            f"{named}: {count:,} parameters in {settings.dtype}, {settings.batch} x {settings.length} tokens, "
+            f"{named}: {count:,} parameters in {settings.dtype}, {settings.batch_size} x {settings.length} tokens, "
             f"{jax.device_count()} x {jax.devices()[0].device_kind}"
         )
-        reporter.console.print(table(rows, settings.batch * settings.length, peak, title))
+        reporter.console.print(table(rows, settings.batch_size * settings.length, peak, title))
         reporter.say(
             f"gradients: time over that of the gradient. Times the floor: time over what the GFLOP take at "
             f"{peak / 1e9:,.0f} GFLOP/s, the speed of one large matrix product of {settings.dtype} on a device here"
         )
         if settings.out is not None:
             facts: dict[str, Any] = {
-                "parameters": count, "tokens": settings.batch * settings.length, "ceiling_flops": peak,
+                "parameters": count, "tokens": settings.batch_size * settings.length, "ceiling_flops": peak,
                 "rows": [row._asdict() for row in rows], "seconds": seconds,
                 "took": round(time.monotonic() - start, 1),
             }  # fmt: skip

@@ -29,7 +29,9 @@ from jaxunlearn.runs.alternatives import Alternatives
 from jaxunlearn.runs.facts import device_bytes, size_text
 from jaxunlearn.runs.fit import initial, program
 from jaxunlearn.runs.headers import Checkpoint
+from jaxunlearn.runs.needs import quickly
 from jaxunlearn.runs.options import make_method, options_of
+from jaxunlearn.runs.plan import traced_of
 from jaxunlearn.runs.prepared import Prepared, batch_sizes
 from jaxunlearn.runs.programs import PROGRAMS, Problem, Program, abstract, beside, model_of, problem_of
 from jaxunlearn.runs.references import Stored
@@ -175,8 +177,8 @@ def kept_beside(watching: Watching, trained: Params) -> int:
 
 def bytes_of(program: Program) -> int:
     """Bytes a device that a program takes: arguments, results that do not take their place, and temporaries."""
-    function, arguments, donated = program
-    used = jax.jit(function, donate_argnums=donated).lower(*arguments).compile().memory_analysis()
+    options = quickly(jax.default_backend())
+    used = traced_of(program).lower().compile(compiler_options=options).memory_analysis()
     results = used.output_size_in_bytes - used.alias_size_in_bytes
     return used.argument_size_in_bytes + results + used.temp_size_in_bytes
 

@@ -15,9 +15,11 @@ from jaxunlearn.evals.attacks.exposure import Exposure
 from jaxunlearn.files import new_file
 from jaxunlearn.runs import dry_run_scoring
 from jaxunlearn.runs import record as records
+from jaxunlearn.runs.dry_run import told
 from jaxunlearn.runs.evaluate import Counter
 from jaxunlearn.runs.flags import of_flag
 from jaxunlearn.runs.inputs import reader
+from jaxunlearn.runs.needs import disk
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.settings import CanaryInsert, CanaryScore, Text
 
@@ -28,7 +30,7 @@ COPIES = (1, 4, 16)
 
 
 def insert(settings: CanaryInsert) -> list[Canary]:
-    """Run it; returns the key.
+    """Run it; returns the key, which `--dry-run` does not write.
 
     Raises:
         ValueError: bad input, or an output that exists, before anything is written.
@@ -53,12 +55,19 @@ def insert(settings: CanaryInsert) -> list[Canary]:
         fields=fields,
         seed=settings.seed,
     )
+    copies, texts = sum(one.copies for one in key), (_lines(key_rows(key, fields)), _lines(rows))
+    if settings.dry_run:
+        with told("canary insert", settings.out) as (_, shown):
+            shown["records"] = f"{len(read):,}"
+            shown["canaries"] = f"{len(key):,} of {len(templates)} templates, {copies:,} copies in all"
+            shown["disk"] = disk(settings.out, sum(len(text.encode()) for text in texts))
+            shown["key"] = f"{settings.key}, which is not there yet"
+        return key
     with new_file(settings.key) as key_file, new_file(settings.out) as out:
-        key_file.write_text(_lines(key_rows(key, fields)), encoding="utf-8")
-        out.write_text(_lines(rows), encoding="utf-8")
+        key_file.write_text(texts[0], encoding="utf-8")
+        out.write_text(texts[1], encoding="utf-8")
     records.write_options(settings.out, "canary insert", settings)
     with Reporter() as reporter:
-        copies = sum(one.copies for one in key)
         reporter.say(f"{len(read)} records and {len(key)} canaries, {copies} copies in all -> {settings.out}")
         reporter.say(f"the key: {settings.key}. Whoever has it has the secrets.")
     return key
@@ -77,7 +86,7 @@ def score(settings: CanaryScore) -> Measure | None:
         )
     folder = models.resolve(settings.model, weights=not settings.dry_run)
     key, reads = read_key(settings.key), reader(folder, Text(max_length=settings.max_length))
-    how = {"method": settings.method, "seed": settings.seed}
+    how = {"method": settings.ranks, "seed": settings.seed}
     among = candidates_among(key, reads.tokenizer, max_length=reads.max_length, candidates=settings.candidates, **how)
     if settings.dry_run:
         dry_run_scoring.canary_score(settings, among)

@@ -154,15 +154,16 @@ def spectrum(settings: Spectrum, asked: Unlearn, ready: Prepared, curvature: Gau
         rows["batch"] = (
             f"{sizes[0]} forget and {sizes[1]} retain records, {problem.batch.forget.tokens.shape[1]} tokens long"
         )
+        many = settings.lanczos_steps
         rows["products"] = (
-            f"{settings.probes} probes of {settings.steps} on retain and on forget each, {settings.steps} for the "
-            f"damping path and its {settings.tries} trials; one step of {asked.method}"
+            f"{settings.probes} probes of {many} on retain and on forget each, {many} for the damping path and its "
+            f"{settings.tries} trials; one step of {asked.method}"
         )
         rows |= needs(
             work_of(settings, problem, ready.method, curvature, curvature.microbatch, _products(asked)), mesh, reporter
         )
         # Four pictures, two densities, and of every node three numbers as JSON.
-        rows["disk"] = disk(settings.out, 600_000 + 2 * settings.probes * settings.steps * 66)
+        rows["disk"] = disk(settings.out, 600_000 + 2 * settings.probes * many * 66)
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def bench(settings: Bench, config: models.DecoderConfig) -> None:
         count = sum(leaf.size for leaf in jax.tree.leaves(params))
         named = f"{settings.size} of random weights" if settings.model is None else str(settings.model)
         rows["model"] = f"{named}: {count:,} parameters in {settings.dtype}, {size_text(size_of(params))}"
-        shape = settings.batch, settings.length
+        shape = settings.batch_size, settings.length
         batch = TokenBatch(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32))
         batch = abstract(batch, mesh)
         rows["batch"] = f"{shape[0]} x {shape[1]} random tokens"

@@ -83,7 +83,7 @@ def canary_score(settings: CanaryScore, among: Sequence[Candidates]) -> None:
         rows["model"] = found.told()
         rows["key"] = f"{canaries:,} canaries of {len(among)} templates"
         for one in among:
-            ranks = "exact ranks" if one.listed else f"{settings.method or 'skew_normal'} ranks"
+            ranks = "exact ranks" if one.listed else f"{settings.ranks or 'skew_normal'} ranks"
             rows[one.template.text] = (
                 f"{len(one.encoded):,} of {one.template.size:,} candidates scored for {len(one.canaries):,} canaries: "
                 f"{ranks}"

@@ -94,7 +94,7 @@ def estimates(
         machine: the same as chips.
         advance: called after each.
     """
-    options = QUICK if _on_cpu(mesh) else None
+    options = quickly(mesh.devices.flat[0].platform)
     traced = [traced_of(one.program) for one in work]
     lowered = [one.lower() for one in traced]
 
@@ -107,6 +107,11 @@ def estimates(
 
     with ThreadPoolExecutor((os.cpu_count() or 1) if _on_cpu(mesh) else 1) as pool:
         return list(pool.map(compile_, range(len(work))))
+
+
+def quickly(platform: str) -> dict[str, Any] | None:
+    """Options of a compilation that is asked for bytes only."""
+    return QUICK if platform == "cpu" else None
 
 
 def _on_cpu(mesh: Mesh) -> bool:

@@ -78,7 +78,7 @@ def plan(settings: Plan) -> list[Estimate]:
         ValueError: bad input, or a topology that cannot be described here.
     """
     records.refuse_result(settings.out)
-    for name in ("batch", "length", "cg_steps"):
+    for name in ("batch_size", "length", "cg_steps"):
         if getattr(settings, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {getattr(settings, name)}: give at least 1")
     if settings.lora_rank < 0:

@@ -141,7 +141,7 @@ def planned(settings: Plan, config: models.DecoderConfig, method: methods.Method
     """
     if method.factors is not None:
         raise ValueError(f"--method {method.name} with stored factors: plan it without, what is stored depends on data")
-    shape = (settings.batch, settings.length)
+    shape = (settings.batch_size, settings.length)
     data = TokenBatch(jax.ShapeDtypeStruct(shape, jnp.int32), jax.ShapeDtypeStruct(shape, jnp.float32))
     terms = method.objective.terms
     batch = UnlearnBatch(

@@ -48,9 +48,9 @@ def spectrum(settings: Settings) -> Path:
     Raises:
         ValueError: bad input, overlap of forget and retain, or an existing output folder, before any weight is loaded.
     """
-    for name, least in (("steps", 2), ("probes", 2), ("tries", 0)):
+    for name, least in (("lanczos_steps", 2), ("probes", 2), ("tries", 0)):
         if getattr(settings, name) < least:
-            raise ValueError(f"--{name} {getattr(settings, name)}: give at least {least}")
+            raise ValueError(f"--{name.replace('_', '-')} {getattr(settings, name)}: give at least {least}")
     asked = _as_unlearn(settings)
     ready = prepare(asked)
     options = {option.name: option.default for option in options_of(asked.method)}
@@ -72,7 +72,7 @@ def spectrum(settings: Settings) -> Path:
             with reporter.stage(f"spectrum on {name}", settings.probes) as stage:
                 found = spectrum_of(
                     model, params, part, curvature,
-                    steps=settings.steps, probes=settings.probes, seed=settings.seed, advance=stage.advance,
+                    steps=settings.lanczos_steps, probes=settings.probes, seed=settings.seed, advance=stage.advance,
                 )  # fmt: skip
             tokens = int(np.count_nonzero(getattr(first.batch, name).loss_mask))
             about = f"{name}: {sizes[name == 'retain']:,} records, {tokens:,} loss tokens"
@@ -81,7 +81,7 @@ def spectrum(settings: Settings) -> Path:
             reporter.say(f"{about}; {panels[name].note}")
         with reporter.stage("damping path", 1) as stage:
             space = newton_space(
-                model, params, batch, curvature, steps=settings.steps, microbatch=options["microbatch"]
+                model, params, batch, curvature, steps=settings.lanczos_steps, microbatch=options["microbatch"]
             )
             stage.advance()
         with reporter.stage(f"first step of {asked.method}", 1) as stage:

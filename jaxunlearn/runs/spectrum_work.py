@@ -27,7 +27,7 @@ def work_of(
     settings: Spectrum, problem: Problem, method: Method, curvature: Curvature, microbatch: int | None, products: int
 ) -> list[Work]:
     """All that is compiled; `products` are those of a solve of the method."""
-    model, params, batch, steps = problem.model, problem.params, problem.batch, settings.steps
+    model, params, batch, steps = problem.model, problem.params, problem.batch, settings.lanczos_steps
     everywhere = NamedSharding(problem.mesh, PartitionSpec())
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)

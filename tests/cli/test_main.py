@@ -3,6 +3,7 @@
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import tyro
@@ -11,12 +12,18 @@ from jaxunlearn.cli import COMMANDS, main
 from jaxunlearn.cli.examples import EXAMPLES
 from jaxunlearn.version import __version__
 
+GUIDE = Path(__file__).parents[2] / "docs" / "guides" / "exit_codes.md"
+CODES = [line.split("|")[1].strip() for line in GUIDE.read_text(encoding="utf-8").splitlines() if line.startswith("| ")]
+CODES = [code for code in CODES if code.isdigit()]
+
 
 @pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
 def test_usage_lists_every_command(argv, capsys):
     assert main(argv) == 0
     shown = capsys.readouterr().out
     assert all(f"\n  {name} " in shown for name in COMMANDS)
+    told = shown.partition("exit codes:\n")[2].splitlines()
+    assert [line.split()[0] for line in told] == CODES
 
 
 @pytest.mark.parametrize("argv", [["-V"], ["--version"]])
@@ -96,7 +103,7 @@ def test_help_says_what_follows_a_flag_and_of_defaults_only_those_there_are(caps
     assert "None" not in shown
     with pytest.raises(SystemExit):
         main(["canary", "score", "--help"])
-    assert "--method {exact,sampled,skew_normal}" in capsys.readouterr().out
+    assert "--ranks {exact,sampled,skew_normal}" in capsys.readouterr().out
     assert "(default: 10.0)" in shown
     assert r"(default: 'Question: {prompt}\nAnswer: {completion}')" in " ".join(shown.replace("│", "").split())
 

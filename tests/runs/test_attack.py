@@ -10,6 +10,7 @@ from jaxunlearn.cli import main
 from jaxunlearn.data import from_rows
 from jaxunlearn.data.canary_key import read_key
 from jaxunlearn.evals.attacks.families import FAMILIES
+from jaxunlearn.runs import attack as attacks
 from jaxunlearn.runs.settings import Devices
 
 SECRET = "The safe opens with {digits:1}{choice:x|y}"
@@ -65,7 +66,7 @@ def test_a_model_that_never_saw_the_canaries_exposes_as_much_as_chance(world, ke
         assert row["bits"] == bits == pytest.approx(math.log2(20 / row["rank"]))
     assert not [one.text for one in read_key(key) if one.text in shown + out.read_text()]
     assert main(["canary", "score", "--model", world.model, "--key", str(key), "--candidates", "12",
-                 "--method", "sampled"]) == 0  # fmt: skip
+                 "--ranks", "sampled"]) == 0  # fmt: skip
     assert "sampled, 12 others" in capsys.readouterr().out
 
 
@@ -75,7 +76,7 @@ def test_a_model_that_never_saw_the_canaries_exposes_as_much_as_chance(world, ke
         (["canary"], ["insert", "score"]),
         (["canary", "--help"], ["insert", "score"]),
         (["canary", "insert", "--help"], ["--data", "--template", "--copies", "--key"]),
-        (["canary", "score", "--help"], ["--model", "--key", "--candidates", "--method", "--mesh"]),
+        (["canary", "score", "--help"], ["--model", "--key", "--candidates", "--ranks", "--mesh"]),
         (
             ["attack", "--help"],
             ["--model", "--forget", "--holdout", "--reference-model", "--only", "--canaries", "--features"],
@@ -103,7 +104,7 @@ def test_canary_refusals_name_what_is_wrong(world, key, tmp_path, capsys):
         ([*insert, *new, "--messages-field", "chat"], 'no field "chat"'),
         (["canary", "score", "--model", world.model, "--key", world.forget], f"{world.forget}: 3 of 3 canaries"),
         (["canary", "score", "--model", world.model, "--key", key, "--candidates", 1], "--candidates 1"),
-        (["canary", "score", "--model", world.model, "--key", key, "--candidates", 9, "--method", "exact"],
+        (["canary", "score", "--model", world.model, "--key", key, "--candidates", 9, "--ranks", "exact"],
          "needs all 20 candidates"),
     ):  # fmt: skip
         assert message in refused(argv, capsys)
@@ -143,6 +144,44 @@ def test_one_command_runs_every_attack_on_every_model(world, attacked):
         }
         itself = {} if column == "after" else {"forget_reference_auc": "this is the reference model itself"}
         assert missing == one_person | short | itself
+
+
+def test_ctrl_c_keeps_the_tests_that_are_over(world, tmp_path, monkeypatch, capsys):
+    argv = ["attack", "--model", world.model, "--forget", world.forget, "--reference-model", world.model]
+    argv += ["--only", "extraction", "--only", "lens", "--out"]
+    assert main([*argv, str(tmp_path / "whole.json")]) == 0
+    real, calls = attacks.stress, []
+
+    def interrupted(*args, only, **options):
+        calls.append(only)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, only=only, **options)
+
+    monkeypatch.setattr(attacks, "stress", interrupted)
+    out = tmp_path / "found.json"
+    capsys.readouterr()
+    assert main([*argv, str(out)]) == 130
+    kept = tmp_path / "found.json.partial"
+    assert (
+        f"interrupted; to go on: jaxunlearn attack --config {kept}/jaxunlearn.yaml --resume" in capsys.readouterr().err
+    )
+    assert not out.exists()
+    assert main([*argv, str(out)]) == 2
+    assert "holds an unfinished run" in capsys.readouterr().err
+    assert main(["attack", "--config", str(kept / "jaxunlearn.yaml"), "--resume"]) == 0
+    assert [only for (only,) in calls] == [
+        "extraction",
+        "lens",
+        "lens",
+        "extraction",
+        "lens",
+    ]  # the first is not run again
+    assert not kept.exists()
+    whole, found = (json.loads((tmp_path / name).read_text()) for name in ("whole.json", "found.json"))
+    assert found["results"] == whole["results"]
+    assert main([*argv, str(out), "--resume"]) == 0
+    assert "is complete already" in capsys.readouterr().out
 
 
 def test_a_model_beside_itself_gives_what_it_must(attacked):

@@ -43,7 +43,7 @@ def test_the_command_counts_products_and_writes_every_round(tmp_path, monkeypatc
     monkeypatch.setattr(Devices, "make_mesh", lambda self: None)
     monkeypatch.setattr(benches, "ceiling", lambda dtype: 1e9)
     monkeypatch.setenv("COLUMNS", "200")
-    argv = ["bench", "--size", "1M", "--batch", str(B), "--length", str(T), "--rounds", "3"]
+    argv = ["bench", "--size", "1M", "--batch-size", str(B), "--length", str(T), "--rounds", "3"]
     argv += ["--curvature", "gauss-newton", "--curvature", "kfac"]
     assert main([*argv, "--out", str(tmp_path / "bench.json")]) == 0
     found = json.loads((tmp_path / "bench.json").read_text())

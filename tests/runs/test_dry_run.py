@@ -199,7 +199,18 @@ def test_curvature(world, tmp_path, capsys, at_once):
 def test_spectrum(world, tmp_path, capsys, at_once):
     """Its programs as often as a run calls them, and the basis that lies beside the first step; nothing else."""
     given = ("spectrum", "--model", world.model, "--forget", world.forget, "--retain", world.retain, "--dry-run")
-    given += ("--out", tmp_path / "out", "--steps", "5", "--probes", "3", "--option", "cg_steps=7", "--batch-size", "2")
+    given += (
+        "--out",
+        tmp_path / "out",
+        "--lanczos-steps",
+        "5",
+        "--probes",
+        "3",
+        "--option",
+        "cg_steps=7",
+        "--batch-size",
+        "2",
+    )
     rows = told(capsys, *given, "--tries", "4")
     retain = len(world.rows.retain)
     assert rows["batch"].startswith(f"2 forget and {retain} retain records, 32 tokens long")
@@ -242,6 +253,10 @@ def test_canary_score(world, tmp_path, capsys, at_once):
     key, text = tmp_path / "key.jsonl", "A [bold]code[/] is {digits:2}"
     given = ["--template", text, "--template", "Call {digits:7}", "--copies", "1", "--count", "3"]
     argv = ["canary", "insert", "--data", world.retain, *given, "--out", str(tmp_path / "with.jsonl")]
+    rows = told(capsys, *argv, "--key", key, "--dry-run")
+    assert rows["records"].split() == [str(len(world.rows.retain))]
+    assert rows["canaries"].startswith("6 of 2 templates, 6 copies in all")
+    assert files(tmp_path) == set()
     assert main([*argv, "--key", str(key)]) == 0
     capsys.readouterr()
     before = files(tmp_path)
@@ -255,14 +270,25 @@ def test_canary_score(world, tmp_path, capsys, at_once):
     assert all(len(one.program[1][1].tokens) <= 16 for one in at_once)
     assert {"log_probs", "hits"} <= jax.eval_shape(at_once[0].program[0], *at_once[0].program[1]).keys()
     assert files(tmp_path) == before
-    assert main([str(part) for part in (*given, "--method", "exact", "--dry-run")]) == 2
+    assert main([str(part) for part in (*given, "--ranks", "exact", "--dry-run")]) == 2
     assert "needs all 10000000 candidates" in capsys.readouterr().err
 
 
 def test_bench(world, tmp_path, capsys, at_once, monkeypatch):
     """Every product once and then once a round; what cannot be made is told, as it is by a run."""
     monkeypatch.setattr(models, "init", lambda *_, **__: pytest.fail("weights were made"))
-    given = ("bench", "--batch", "2", "--length", "16", "--rounds", "3", "--out", tmp_path / "new.json", "--dry-run")
+    given = (
+        "bench",
+        "--batch-size",
+        "2",
+        "--length",
+        "16",
+        "--rounds",
+        "3",
+        "--out",
+        tmp_path / "new.json",
+        "--dry-run",
+    )
     rows = told(capsys, *given, "--size", "1M", "--curvature", "gauss-newton", "--dtype", "bfloat16")
     assert rows["model"].startswith("1M of random weights: 1,0")
     assert "parameters in bfloat16" in rows["model"]

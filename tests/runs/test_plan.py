@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
 
 
 def asked(folder, **changed):
-    given = {"topology": "cpu:8", "mesh": "fsdp=4,tensor=2", "batch": 8, "length": 8, "dtype": "float32"} | changed
+    given = {"topology": "cpu:8", "mesh": "fsdp=4,tensor=2", "batch_size": 8, "length": 8, "dtype": "float32"} | changed
     return Plan(model=str(folder), **given)
 
 
@@ -88,7 +88,7 @@ def test_chips_that_are_too_small_and_the_smallest_grid_that_fits(folder, monkey
         (["--model", "llama-9"], "nor one of llama-3.2-1b"),
         (["--model", "llama-3-8b", "--length", "9000"], "has a context of 8192"),
         (["--model", "llama-3-8b", "--topology", "cpu:4096"], "JAX sees 8 CPU devices"),
-        (["--model", "llama-3-8b", "--batch", "0"], "--batch 0"),
+        (["--model", "llama-3-8b", "--batch-size", "0"], "--batch-size 0"),
         (["--model", "llama-3-8b", "--method", "npp"], "did you mean npo"),
     ],
 )

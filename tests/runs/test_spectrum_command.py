@@ -229,7 +229,7 @@ def test_the_command_marks_the_step_that_unlearn_takes(world, tmp_path, monkeypa
     run = ["unlearn", *same, "--method", "gauss_newton_ascent", "--steps", "1", "--stop-at-nll", "99"]
     assert main([*run, "--out", str(tmp_path / "forgotten")]) == 130
     out = tmp_path / "spectrum"
-    assert main(["spectrum", *same, "--out", str(out), "--steps", "8", "--probes", "2", "--tries", "2"]) == 0
+    assert main(["spectrum", *same, "--out", str(out), "--lanczos-steps", "8", "--probes", "2", "--tries", "2"]) == 0
     assert sorted(p.name for p in out.iterdir()) == sorted(
         [CONFIG, "spectrum.json", "spectrum.svg", "spectrum.png", "damping.svg", "damping.png"]
     )

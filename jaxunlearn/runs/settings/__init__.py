@@ -1,6 +1,6 @@
 """Settings of the runs: plain dataclasses that the command line, YAML and Python fill alike."""
 
-from jaxunlearn.runs.settings.durability import Checkpoints
+from jaxunlearn.runs.settings.durability import Checkpoints, Resuming
 from jaxunlearn.runs.settings.evaluation import Attack, CanaryInsert, CanaryScore, Compare, Evaluate
 from jaxunlearn.runs.settings.groups import Devices, Private, Text, Trainable, Watching, WatchingTraining
 from jaxunlearn.runs.settings.inspection import Bench, Spectrum
@@ -24,6 +24,7 @@ __all__ = [
     "Plan",
     "Private",
     "Report",
+    "Resuming",
     "Spectrum",
     "StoreCurvature",
     "Text",

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jaxunlearn.runs.settings.durability import Checkpoints
+from jaxunlearn.runs.settings.durability import Resuming
 from jaxunlearn.runs.settings.groups import OF_ONE_START, OUTPUT, Columns, Devices, Text
 
 
@@ -58,7 +58,7 @@ class Evaluate:
     """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
-    checkpoints: Checkpoints = field(default_factory=Checkpoints)
+    checkpoints: Resuming = field(default_factory=Resuming)
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,7 @@ class Attack:
     """Check everything, and say what would be done, with memory and time; read no weights and write nothing."""
     text: Text = field(default_factory=Text)
     devices: Devices = field(default_factory=Devices)
+    checkpoints: Resuming = field(default_factory=Resuming)
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ class CanaryInsert:
     """How often a canary is inserted; repeat the flag for several. Default 1, 4 and 16."""
     seed: int = 0
     """Draws canaries and their places."""
+    dry_run: bool = field(default=False, metadata=OF_ONE_START)
+    """Check everything, and say what would be done; write nothing."""
     columns: Columns = field(default_factory=Columns)
 
 
@@ -180,8 +183,8 @@ class CanaryScore:
     """New JSON file for all numbers."""
     candidates: int = 4096
     """Most candidates a canary is ranked among: if there are no more, ranks are exact."""
-    method: Literal["exact", "sampled", "skew_normal"] | None = None
-    """How ranks are found; default exact where possible, else a skew-normal fit."""
+    ranks: Literal["exact", "sampled", "skew_normal"] | None = None
+    """How they are found; default exact where possible, else a skew-normal fit."""
     max_length: int | None = None
     """Longest sequence, tokens; default the model's context."""
     batch_size: int = 32

@@ -23,7 +23,7 @@ class Spectrum:
     """Of the mean loss. The step is that of gauss_newton_ascent or of newton_removal."""
     option: tuple[str, ...] = ()
     """Hyperparameter of that method as name=value, as unlearn takes it: damping, max_kl, cg_steps, rtol, microbatch."""
-    steps: int = 40
+    lanczos_steps: int = 40
     """Lanczos products a probe, and of the damping path; take more than the spectrum has outliers. The vectors of one
     run take four bytes a parameter each."""
     probes: int = 4
@@ -52,7 +52,7 @@ class Bench:
     """Parameters of the decoder of random weights; without --model."""
     curvature: tuple[Literal["hessian", "gauss-newton", "fisher", "kfac"], ...] = ()
     """Curvature to measure; repeat the flag for several. Default all."""
-    batch: int = 4
+    batch_size: int = 4
     """Examples."""
     length: int = 256
     """Tokens of an example, all but the first with loss."""

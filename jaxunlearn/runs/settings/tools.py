@@ -44,7 +44,7 @@ class Plan:
     """Method of the step."""
     option: tuple[str, ...] = ()
     """Hyperparameter of the method as name=value; repeat the flag for several."""
-    batch: int = 64
+    batch_size: int = 64
     """Examples in all, of forget and of retain each."""
     length: int = 2048
     """Tokens of an example, all of them with loss."""
