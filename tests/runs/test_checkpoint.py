@@ -198,7 +198,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(when, tmp_path, monkeypa
     monkeypatch.setattr(ocp, "save_async", broken)
     said = save(tmp_path, 1, 2)
     assert failed
-    assert "no checkpoint after step 2: (Errno 28) No space left" in said[0]
+    assert "no checkpoint after step 2: [Errno 28] No space left" in said[0]
     assert "the last is that of step 1" in said[0]
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
     assert found(tmp_path).step == 1
