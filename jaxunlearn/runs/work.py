@@ -15,11 +15,12 @@ import json
 import shlex
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, TypeVar
 
 from jaxunlearn.files import new_file
@@ -37,7 +38,8 @@ _FREE = ("out", "dry_run", "devices", "checkpoints", "tracking", "max_shard_size
 
 
 class Work:
-    """What a run leaves behind while it lasts. Enter it around the run.
+    """What a run leaves behind while it lasts. Enter it around the run: SIGTERM ends it at once, as Ctrl-C does, where
+    no loop takes either as a request to finish its step first (`checkpoints`).
 
     At the end the folder is removed, as it is after a ValueError that came before the first checkpoint: another try
     with better options shall not be told to delete anything.
@@ -55,6 +57,7 @@ class Work:
         self.folder = _beside(settings.out)
         self._command, self._settings, self._options = command, settings, settings.checkpoints
         self._about = _about(command, settings, digests or {})
+        self._asked, self._before = signal.SIGINT, []
         # Of several processes none begins before the first has looked.
         self.resumed = bool(of_first(int((self.folder / "run.json").is_file())))
         if not self.resumed:
@@ -68,14 +71,25 @@ class Work:
         _remove_unfinished(settings.out)
 
     def __enter__(self) -> "Work":
+        if threading.current_thread() is threading.main_thread():
+            self._before = [signal.signal(signal.SIGTERM, self._terminate)]
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if kind is KeyboardInterrupt and (self.folder / "run.json").is_file():
-            raise Interrupted(f"interrupted; to go on: {self.how_to_resume()}", signal.SIGINT) from None
+        for handler in self._before:
+            # None: what another library had installed, which Python cannot put back.
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if handler is None else handler)
+        if kind is KeyboardInterrupt:
+            if (self.folder / "run.json").is_file():
+                raise Interrupted(f"interrupted; to go on: {self.how_to_resume()}", self._asked) from None
+            raise Interrupted("interrupted; nothing was written", self._asked) from None
         mistaken = isinstance(error, ValueError) and not isinstance(error, UnreadableError)
         if error is None or (mistaken and not (self.folder / "checkpoints").is_dir()):
             self.remove()
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        self._asked = number
+        raise KeyboardInterrupt
 
     def keep(self, name: str, make: Callable[[], Value]) -> Value:
         """`make()`, a value that `kept.write` takes; taken from the disk where it stands there already."""

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import signal
 
 import pytest
 
@@ -146,7 +147,8 @@ def test_one_command_runs_every_attack_on_every_model(world, attacked):
         assert missing == one_person | short | itself
 
 
-def test_ctrl_c_keeps_the_tests_that_are_over(world, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_signal_leaves_the_tests_that_are_over(number, code, world, tmp_path, monkeypatch, capsys):
     argv = ["attack", "--model", world.model, "--forget", world.forget, "--reference-model", world.model]
     argv += ["--only", "extraction", "--only", "lens", "--out"]
     assert main([*argv, str(tmp_path / "whole.json")]) == 0
@@ -155,13 +157,15 @@ def test_ctrl_c_keeps_the_tests_that_are_over(world, tmp_path, monkeypatch, caps
     def interrupted(*args, only, **options):
         calls.append(only)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
         return real(*args, only=only, **options)
 
     monkeypatch.setattr(attacks, "stress", interrupted)
     out = tmp_path / "found.json"
     capsys.readouterr()
-    assert main([*argv, str(out)]) == 130
+    handler = signal.getsignal(signal.SIGTERM)
+    assert main([*argv, str(out)]) == code
+    assert signal.getsignal(signal.SIGTERM) is handler
     kept = tmp_path / "found.json.partial"
     assert (
         f"interrupted; to go on: jaxunlearn attack --config {kept}/jaxunlearn.yaml --resume" in capsys.readouterr().err
