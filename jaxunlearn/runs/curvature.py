@@ -110,7 +110,8 @@ def warn_if_moved(folder: str | Path, weights: str | None) -> str | None:
         return None
     return (
         f"the curvature in {folder} was taken at other weights than those of this model: the farther they are apart, "
-        "the less it says about what is kept (`jaxunlearn curvature` takes it anew)"
+        "the less it says about what is kept (`jaxunlearn curvature` takes it anew; with anchored_matching, --anchor "
+        "names the model it was taken of)"
     )
 
 

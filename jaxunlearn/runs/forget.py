@@ -9,13 +9,14 @@ from jax.sharding import Mesh
 
 from jaxunlearn import remainder
 from jaxunlearn.curvature import load
-from jaxunlearn.curvature.subset import Select
+from jaxunlearn.curvature.subset import Select, partition
 from jaxunlearn.data import Encoded, PairStep, pair
 from jaxunlearn.methods import Method
 from jaxunlearn.runs.checkpoint import Checkpoints
 from jaxunlearn.runs.references import Stored
 from jaxunlearn.runs.watch import Watch
 from jaxunlearn.sharding import on_host
+from jaxunlearn.transforms import held_at
 from jaxunlearn.types import Model, Params, UnlearnBatch
 from jaxunlearn.unlearn import StepInfo, UnlearnState, init, unlearn_step
 
@@ -72,6 +73,7 @@ def forget(
     seed: int = 0,
     mesh: Mesh | None = None,
     trainable: Select | None = None,
+    anchor: Params | None = None,
     watch: Watch | None = None,
     advance: Callable[..., None] | None = None,
     checkpoints: Checkpoints | None = None,
@@ -91,6 +93,7 @@ def forget(
         seed: order of the batches, and noise.
         mesh: where batches are put.
         trainable: which parameters are changed, as `jaxunlearn.init` takes it; None for all.
+        anchor: parameters that an anchor of the method holds to; None for `params`.
         watch: evaluates now and then, ends the run by its rules, and keeps the best parameters.
         advance: called with the numbers of each step; first, when steps are taken from a checkpoint, `advance(steps)`.
         checkpoints: where to go on from and what to leave; see `runs.checkpoint`. Parameters that no step changes are
@@ -102,6 +105,9 @@ def forget(
     batch_size, retain_size = min(batch_size, len(forget_set)), min(retain_size, len(retain_set))
     store = None if method.factors is None else load(method.factors, params)
     state = init(method, model, params, key=jax.random.key(seed), trainable=trainable)
+    if anchor is not None:
+        held = anchor if trainable is None else partition(anchor, trainable)[0]
+        state = state._replace(opt_state=held_at(state.opt_state, held))
     step = _compiled(method, model)
     history: list[dict[str, float]] = []
     info, best, stopped, place = None, None, "steps", (0, 0)

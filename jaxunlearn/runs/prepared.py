@@ -10,11 +10,15 @@ from jaxunlearn.models.saving import byte_size
 from jaxunlearn.runs import alternatives, coresets, forget_streamed, requests, trainable, watch_plan
 from jaxunlearn.runs import record as records
 from jaxunlearn.runs.alternatives import Alternatives
+from jaxunlearn.runs.flags import of_flag
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.options import make_method, options_of
 from jaxunlearn.runs.progress import Reporter
 from jaxunlearn.runs.references import substitute
 from jaxunlearn.runs.settings import Unlearn
+
+ANCHORED = ("anchored_matching",)
+"""Methods with an anchor, which can hold to another place than where the run begins."""
 
 
 class Prepared(NamedTuple):
@@ -59,6 +63,7 @@ def prepare(settings: Unlearn) -> Prepared:
     if settings.retain is None and method.retain:
         raise ValueError(_no_retain(settings))
     folder = models.resolve(settings.model, weights=not settings.dry_run)
+    _check_anchor(settings, folder)
     reads = reader(folder, settings.text)
     trainable.check(settings.trainable, models.read_config(folder).num_hidden_layers)
     require_room(settings.out, records.weight_bytes(folder))
@@ -141,6 +146,22 @@ def _no_retain(settings: Unlearn) -> str:
     ]
     others = "; or ".join(way for way in ways if way) or "another method (`jaxunlearn methods` says what each needs)"
     return f"{settings.method} needs examples of what must be kept: give --retain FILE; or {others}"
+
+
+def _check_anchor(settings: Unlearn, folder: Path) -> None:
+    if settings.anchor is None:
+        return
+    if settings.method not in ANCHORED:
+        raise ValueError(
+            f"--anchor {settings.anchor}: --method {settings.method} has no anchor; choose {', '.join(ANCHORED)}, or "
+            "leave it out"
+        )
+    if settings.trainable.lora_rank:
+        raise ValueError(f"--anchor {settings.anchor}: adapters begin at nothing, which is where they are held")
+    with of_flag("--anchor"):
+        found = models.resolve(settings.anchor, weights=not settings.dry_run)
+    if models.read_config(found) != models.read_config(folder):
+        raise ValueError(f"--anchor {settings.anchor}: its configuration is another than that of {settings.model}")
 
 
 def _check_numbers(settings: Unlearn) -> None:

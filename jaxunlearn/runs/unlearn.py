@@ -42,7 +42,8 @@ def unlearn(settings: Unlearn) -> Path:
     with work, Reporter.of(settings) as reporter:
         if work.resumed:
             reporter.say(work.told())
-        if method.factors is not None and (moved := warn_if_moved(method.factors, before)):
+        held_to = before if settings.anchor is None else records.digest(models.resolve(settings.anchor))
+        if method.factors is not None and (moved := warn_if_moved(method.factors, held_to)):
             reporter.warn(moved)
         prompts = prompts_of(settings, ready, reporter)
         mesh = settings.devices.make_mesh()
@@ -87,6 +88,10 @@ def unlearn(settings: Unlearn) -> Path:
         chosen = trainable.choose(
             settings.trainable, model, params, forget_set, retain_set, seed=settings.seed, mesh=mesh
         )
+        anchor = None
+        if settings.anchor is not None:
+            held = models.load(settings.anchor, mesh=mesh)
+            anchor = trainable.choose(settings.trainable, *held, forget_set, retain_set, seed=0, mesh=mesh).params
         look = partial(watch_plan.start, ready.watched, chosen.model, chosen.params, reads, mesh=mesh)
         watching = look(seed=settings.seed, keep=work.keep, reporter=reporter)
         steps = entry.steps if settings.steps is None else settings.steps
@@ -108,6 +113,7 @@ def unlearn(settings: Unlearn) -> Path:
                     seed=settings.seed,
                     mesh=mesh,
                     trainable=chosen.select,
+                    anchor=anchor,
                     watch=watching,
                     advance=stage.advance,
                     checkpoints=checkpoints,
@@ -134,7 +140,7 @@ def unlearn(settings: Unlearn) -> Path:
             facts["watching"] = watching.record(done.kept)
         if settings.memory_budget is not None:
             facts["form"] = form._asdict()
-        inputs = {name: getattr(settings, name) for name in ("model", "forget", "retain", "holdout")}
+        inputs = {name: getattr(settings, name) for name in ("model", "forget", "retain", "holdout", "anchor")}
         number = len(answered) + 1
         request = requests.entry(number, settings.method, settings.forget, ready.new, facts["certificate"], before)
 

@@ -10,7 +10,7 @@ They take the model and the batch as optax extra arguments:
     updates, state = transform.update(grads, state, params, model=model, batch=batch, key=key)
 """
 
-from jaxunlearn.transforms.anchor import AnchorState, anchor_by_curvature
+from jaxunlearn.transforms.anchor import AnchorState, anchor_by_curvature, held_at
 from jaxunlearn.transforms.edit import edit_params
 from jaxunlearn.transforms.metric import (
     RETAIN,
@@ -43,6 +43,7 @@ __all__ = [
     "damp_by",
     "damp_by_mean",
     "edit_params",
+    "held_at",
     "measured_kl",
     "metric_of",
     "precondition_by_curvature",

@@ -7,15 +7,19 @@ to a large one in directions that matter to what is kept. With A the Fisher matr
 the penalty is the Laplace approximation of all that the retain set has taught the model, and stands for it where no
 retain example is at hand.
 
+Requests in a row move the model on, and the place where the curvature was taken stays behind. `held_at` puts the anchor
+back there: begun anew at every request, it would let each of them add its damage to that of the others.
+
 References: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 2017 (a diagonal A);
 Ritter, Botev and Barber, "Online structured Laplace approximations for overcoming catastrophic forgetting", NeurIPS
 2018 (Kronecker factors).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
+from jaxtyping import PyTree
 
 from jaxunlearn import tree
 from jaxunlearn.transforms.metric import STORED, Curvature, Metric, metric_of
@@ -67,3 +71,33 @@ def anchor_by_curvature(
         return tree.axpy(strength, A(tree.sub(tree.to_vector(params), state.start)), grads), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def held_at(opt_state: PyTree, start: Params) -> PyTree:
+    """The state of a transformation whose anchors hold to `start` instead of the parameters it was begun at.
+
+    Args:
+        opt_state: of a chain with `anchor_by_curvature` in it, as `unlearn.init` leaves it.
+        start: theta_0, parameters like those that are trained.
+
+    Raises:
+        ValueError: nothing in it is an anchor.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxunlearn.curvature import Identity
+        >>> anchor = anchor_by_curvature(Identity(), strength=10.0, metric=(("retain", 1.0),))
+        >>> held_at(anchor.init(jnp.ones(2)), jnp.zeros(2)).start.tolist()
+        [0.0, 0.0]
+    """
+
+    def is_anchor(node: Any) -> bool:
+        return isinstance(node, AnchorState)
+
+    if not any(map(is_anchor, jax.tree.leaves(opt_state, is_leaf=is_anchor))):
+        raise ValueError("held_at: no anchor in this state; chain transforms.anchor_by_curvature into the method")
+    return jax.tree.map(
+        lambda node: AnchorState(jax.tree.map(lambda p: p + 0, tree.to_vector(start))) if is_anchor(node) else node,
+        opt_state,
+        is_leaf=is_anchor,
+    )

@@ -14,7 +14,7 @@ from jaxunlearn.curvature.kronecker import eigendecompose, kronecker_factors, se
 from jaxunlearn.methods import Method
 from jaxunlearn.objectives import NLL, CounterfactualKL, Objective
 from jaxunlearn.sharding import make_mesh
-from jaxunlearn.transforms import anchor_by_curvature
+from jaxunlearn.transforms import anchor_by_curvature, held_at
 
 STRENGTH, RATE = 5.0, 0.05
 step = jax.jit(ju.unlearn_step, static_argnums=(0, 1))
@@ -82,6 +82,21 @@ def test_the_minimum_on_a_quadratic_is_that_of_newton():
 
         end, _ = jax.jit(lambda c: jax.lax.fori_loop(0, 2000, body, c))((params, transform.init(params)))
         np.testing.assert_allclose(flat(end) - flat(params), -np.linalg.solve(A, g) / 4.0, rtol=1e-6)
+
+
+def test_an_anchor_can_hold_to_another_place(problem):
+    """strength F (theta - theta_0), F the Gauss-Newton matrix here, where theta_0 is not where the state was begun."""
+    model, params, batch, _ = problem
+    elsewhere = jax.tree.map(lambda p: p + 0.01, params)
+    anchor = anchor_by_curvature(GaussNewton(), strength=3.0, metric=(("retain", 1.0),))
+    chain = optax.chain(anchor, optax.sgd(1.0))
+    state = held_at(chain.init(params), elsewhere)
+    nothing = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = chain.update(nothing, state, params, model=model, batch=batch)
+    A = operators.to_dense(GaussNewton()(model, params, batch.retain))
+    np.testing.assert_allclose(flat(updates), -3.0 * A @ (flat(params) - flat(elsewhere)), rtol=1e-4, atol=1e-6)
+    with pytest.raises(ValueError, match="no anchor in this state"):
+        held_at(optax.sgd(1.0).init(params), elsewhere)
 
 
 def test_what_is_kept_moves_less_than_without_the_anchor(problem):

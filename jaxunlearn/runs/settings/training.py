@@ -119,6 +119,9 @@ class Unlearn:
     """Unseen names that replace each entity in counterfactual prompts."""
     top_k: int = 64
     """Likeliest tokens kept of each stored distribution."""
+    anchor: Path | None = None
+    """With anchored_matching: the checkpoint that the anchor holds to, that of which --option factors was taken, where
+    requests before this one have moved --model away from it. Default: --model."""
     stream_retain: bool = False
     """Take one step whose curvature is that of all retain records, --retain-size of them at a time, instead of a batch
     of them. Every product is a pass over the set; --resume goes on between two. With newton_removal or
