@@ -89,7 +89,8 @@ def _over(folder: Path, pattern: str) -> list[Numbers]:
 
 
 def _tables(frames: list[Numbers], results: dict[str, Numbers]) -> list[str]:
-    ranked = sorted(results, key=lambda name: _mean(_values(results[name]["once"], "numbers", "distance")))
+    shown = [name for name, one in results.items() if one["once"]]
+    ranked = sorted(shown, key=lambda name: _mean(_values(results[name]["once"], "numbers", "distance")))
     quality = [[name, *_cells([f[name] for f in frames], QUALITY)] for name in FRAME]
 
     def named(name: str, part: str) -> str:

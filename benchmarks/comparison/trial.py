@@ -8,6 +8,7 @@ unseen text. Time is processor time, so that a busy machine does not matter, and
 import inspect
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ import optax
 from comparison.candidates import REGIMES, Candidate, Options
 from comparison.problems import TOP_K, Problem, prompts
 from jaxunlearn import curvature, data, models
+from jaxunlearn.data.alternatives import FIELD as ALTERNATIVE
 from jaxunlearn.data.alternatives import given, mismatched, refused
 from jaxunlearn.methods import Method
 from jaxunlearn.runs.alternatives import Alternatives, sampled
@@ -188,7 +190,7 @@ def answers_before(
     records = [one.record for one in forget]
     makers = {
         "given": lambda: encode(given(records)),
-        "refusal": lambda: encode(refused(records, seed=problem.seed)),
+        "refusal": lambda: encode(refused(_without_own(records), seed=problem.seed)),
         "mismatched": lambda: encode(mismatched(records, seed=problem.seed)),
         "sampled": lambda: sampled(
             model, params, forget, problem.tokenizer, max_length=problem.context, seed=problem.seed
@@ -203,6 +205,11 @@ def answers_before(
         method, model, params, forget, retain,
         prompts=asked, alternatives=Alternatives(answers, kept), top_k=TOP_K, batch_size=32,
     )  # fmt: skip
+
+
+def _without_own(records: list[data.Record]) -> list[data.Record]:
+    """The records without the wrong answers that they bring for `dpo`, which a refusal would give way to."""
+    return [replace(one, raw={key: value for key, value in one.raw.items() if key != ALTERNATIVE}) for one in records]
 
 
 def _with_rate(opt_state: Any, rate: float) -> Any:
