@@ -73,7 +73,7 @@ def forget(
     seed: int = 0,
     mesh: Mesh | None = None,
     trainable: Select | None = None,
-    anchor: Params | None = None,
+    anchor: Callable[[], Params] | None = None,
     watch: Watch | None = None,
     advance: Callable[..., None] | None = None,
     checkpoints: Checkpoints | None = None,
@@ -93,7 +93,8 @@ def forget(
         seed: order of the batches, and noise.
         mesh: where batches are put.
         trainable: which parameters are changed, as `jaxunlearn.init` takes it; None for all.
-        anchor: parameters that an anchor of the method holds to; None for `params`.
+        anchor: gives the parameters that an anchor of the method holds to, of which it keeps a copy in f32; None for
+            `params`.
         watch: evaluates now and then, ends the run by its rules, and keeps the best parameters.
         advance: called with the numbers of each step; first, when steps are taken from a checkpoint, `advance(steps)`.
         checkpoints: where to go on from and what to leave; see `runs.checkpoint`. Parameters that no step changes are
@@ -106,8 +107,9 @@ def forget(
     store = None if method.factors is None else load(method.factors, params)
     state = init(method, model, params, key=jax.random.key(seed), trainable=trainable)
     if anchor is not None:
-        held = anchor if trainable is None else partition(anchor, trainable)[0]
+        held = anchor() if trainable is None else partition(anchor(), trainable)[0]
         state = state._replace(opt_state=held_at(state.opt_state, held))
+        del held
     step = _compiled(method, model)
     history: list[dict[str, float]] = []
     info, best, stopped, place = None, None, "steps", (0, 0)

@@ -19,6 +19,7 @@ from jaxunlearn.runs.references import Stored, store
 from jaxunlearn.runs.settings import Unlearn
 from jaxunlearn.runs.trackers import HISTORY
 from jaxunlearn.runs.work import Work, finished
+from jaxunlearn.types import Params
 
 
 def unlearn(settings: Unlearn) -> Path:
@@ -88,10 +89,11 @@ def unlearn(settings: Unlearn) -> Path:
         chosen = trainable.choose(
             settings.trainable, model, params, forget_set, retain_set, seed=settings.seed, mesh=mesh
         )
-        anchor = None
-        if settings.anchor is not None:
-            held = models.load(settings.anchor, mesh=mesh)
-            anchor = trainable.choose(settings.trainable, *held, forget_set, retain_set, seed=0, mesh=mesh).params
+
+        def anchor() -> Params:
+            loaded = models.load(settings.anchor, mesh=mesh)
+            return trainable.choose(settings.trainable, *loaded, forget_set, retain_set, seed=0, mesh=mesh).params
+
         look = partial(watch_plan.start, ready.watched, chosen.model, chosen.params, reads, mesh=mesh)
         watching = look(seed=settings.seed, keep=work.keep, reporter=reporter)
         steps = entry.steps if settings.steps is None else settings.steps
@@ -113,7 +115,7 @@ def unlearn(settings: Unlearn) -> Path:
                     seed=settings.seed,
                     mesh=mesh,
                     trainable=chosen.select,
-                    anchor=anchor,
+                    anchor=None if settings.anchor is None else anchor,
                     watch=watching,
                     advance=stage.advance,
                     checkpoints=checkpoints,

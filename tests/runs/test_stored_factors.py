@@ -90,7 +90,7 @@ def test_an_anchor_of_a_part_holds_the_same_part():
     """A step of SGD at rate 1 differs by (theta - theta_0) / 2."""
     model = Model(logits=lambda p, tokens: p["table"][tokens] + p["bias"])
     here = lambda: {"table": table(), "bias": jnp.arange(16.0) / 16}  # given up by each run
-    elsewhere = jax.tree.map(lambda p: p + 0.25, here())
+    elsewhere = lambda: jax.tree.map(lambda p: p + 0.25, here())
     anchor = anchor_by_curvature(Identity(), strength=0.5, metric=(("retain", 1.0),))
     method = Method("held", Objective(((1.0, NLL("forget")),)), optax.chain(anchor, optax.sgd(1.0)))
     free, held = (
