@@ -15,13 +15,13 @@ from jaxunlearn.evals.attacks.findings import findings
 from jaxunlearn.evals.attacks.stress import check_families, stress
 from jaxunlearn.evals.attacks.target import Doses, Target
 from jaxunlearn.runs import dry_run_scoring
-from jaxunlearn.runs.evaluate import before
+from jaxunlearn.runs.evaluate import before, work_of
 from jaxunlearn.runs.flags import of_flag
 from jaxunlearn.runs.inputs import Reader, reader
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.record import digest, provenance, refuse_result, write_options
+from jaxunlearn.runs.record import provenance, refuse_result, write_options
 from jaxunlearn.runs.settings import Attack
-from jaxunlearn.runs.work import Work, finished, plain_options
+from jaxunlearn.runs.work import finished, plain_options
 from jaxunlearn.types import Model
 
 SETS = ("forget", "retain", "holdout")
@@ -36,7 +36,7 @@ def attack(settings: Attack) -> dict[str, Result]:
 
     Raises:
         ValueError: bad input, an existing output file or an unfinished run, before any weight is loaded.
-        Interrupted: Ctrl-C after a test; `--resume` goes on with the next.
+        Interrupted: SIGTERM or Ctrl-C; `--resume` goes on after the tests that are over.
     """
     if finished("attack", settings):
         return json.loads(settings.out.read_text(encoding="utf-8"))["results"]
@@ -56,14 +56,7 @@ def attack(settings: Attack) -> dict[str, Result]:
         dry_run_scoring.attack(settings, folders | beside, texts, chosen, _lacking(settings, chosen))
         return {}
     mesh = settings.devices.make_mesh()
-    work = None
-    if settings.out is not None:
-        weights = {name: digest(folder) for name, folder in folders.items()}
-        known = {"model": weights["after"], "reference_model": weights.get("retrained")}
-        if "before" in weights:
-            # The model before unlearning may be named by a record only.
-            known["the model before" if settings.before_model is None else "before_model"] = weights["before"]
-        work = Work("attack", settings, digests=known)
+    work, weights = work_of("attack", settings, folders)
     with work or nullcontext(), Reporter() as reporter:
         if work is not None and work.resumed:
             reporter.say(work.told())

@@ -43,14 +43,7 @@ def evaluate(settings: Evaluate) -> dict[str, Result]:
         dry_run_scoring.evaluate(settings, folders, list(texts.values()), generate is not None)
         return {}
     mesh = settings.devices.make_mesh()
-    work = None
-    if settings.out is not None:
-        weights = {name: records.digest(folder) for name, folder in folders.items()}
-        known = {"model": weights["after"], "reference_model": weights.get("retrained")}
-        if "before" in weights:
-            # The model before unlearning may be named by a record only.
-            known["the model before" if settings.before_model is None else "before_model"] = weights["before"]
-        work = Work("evaluate", settings, digests=known)
+    work, weights = work_of("evaluate", settings, folders)
     with work or nullcontext(), Reporter() as reporter:
         if work is not None and work.resumed:
             reporter.say(work.told())
@@ -186,6 +179,21 @@ def _columns(settings: Evaluate) -> dict[str, Path]:
             with of_flag(flag):
                 models.resolve(folder, weights=not settings.dry_run)
     return {name: folder for name, folder in folders.items() if folder is not None}
+
+
+def work_of(
+    command: str, settings: Evaluate | Attack, folders: dict[str, Path]
+) -> tuple[Work | None, dict[str, str | None]]:
+    """What a run over the models of `folders`, by column, leaves behind, and hashes of their weights; without a result
+    file it leaves nothing, and no hash is taken."""
+    if settings.out is None:
+        return None, {}
+    weights = {name: records.digest(folder) for name, folder in folders.items()}
+    known = {"model": weights["after"], "reference_model": weights.get("retrained")}
+    if "before" in weights:
+        # The model before unlearning may be named by a record only.
+        known["the model before" if settings.before_model is None else "before_model"] = weights["before"]
+    return Work(command, settings, digests=known), weights
 
 
 def before(settings: Evaluate | Attack) -> Path | None:

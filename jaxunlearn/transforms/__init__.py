@@ -1,7 +1,7 @@
 """Curvature as optax transformations: they chain with any optimiser, schedule or clipping.
 
     precondition_by_curvature    g -> (A + lambda I)^-1 g, in a trust region if asked
-    anchor_by_curvature          g -> g + strength A (theta - theta_0)
+    anchor_by_curvature          g -> g + strength A (theta - theta_0); `held_at` says where theta_0 is
     add_curvature_noise          u -> u + scale (A + lambda I)^p eps
     edit_params                  whatever g is: new parameters minus old ones
 

@@ -5,7 +5,7 @@ its metrics with the reason; one that fails on this model, because its outputs a
 problem and does not keep the others from running.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from jaxunlearn.data.errors import nearest
 from jaxunlearn.evals.attacks.families import FAMILIES
@@ -18,7 +18,6 @@ def stress(
     doses: Doses | None = None,
     *,
     only: Sequence[str] | None = None,
-    progress: Callable[[str], None] | None = None,
 ) -> Result:
     """Runs the stress tests on one model.
 
@@ -26,7 +25,6 @@ def stress(
         target: the model and what there is to test it with.
         doses: how hard.
         only: some of `FAMILIES`; default all.
-        progress: called with the name of each family that is done.
 
     Returns:
         A measure for every metric of the families asked for.
@@ -50,8 +48,6 @@ def stress(
                 found |= {metric: skipped(metric, given) for metric in family.metrics}
             else:
                 found |= {family.metrics[0]: given} if "agg_value" in given else given
-        if progress is not None:
-            progress(name)
     return found
 
 
