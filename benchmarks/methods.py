@@ -2,7 +2,8 @@
 
 A small LLaMA learns a corpus; what it should forget is known, and so is the model retrained without it. Each method is
 tuned with six trials on one seed and shown on three others. It may see the whole retain set, five percent of it, or
-none (only what was stored beforehand); it gets the forget set at once, or as ten requests in a row.
+none (only what was stored beforehand); it gets the forget set at once, or as ten requests in a row, with six trials of
+their own.
 
     python benchmarks/methods.py --quick                    # six methods, one seed
     python benchmarks/methods.py                            # everything on the built-in corpus: hours
@@ -77,7 +78,8 @@ class Units:
             except Exception as error:  # one method's failure must not end the comparison
                 traceback.print_exc()
                 found = {"error": f"{type(error).__name__}: {error}"}
-            files.write_new(path, json.dumps(found, indent=1, allow_nan=False).encode())
+            if not path.exists():  # another run that shares the folder may have been faster
+                files.write_new(path, json.dumps(found, indent=1, allow_nan=False).encode())
             print(f"{time.perf_counter() - start:6.0f} s  {name}", flush=True)
         return json.loads(path.read_text())
 
@@ -109,16 +111,17 @@ def run(args: argparse.Namespace, units: Units, bench: Bench) -> None:
         if not candidate.runs_in(bench.regime):
             continue
         at = f"{bench.name}/{bench.regime}/{method}"
-        trials = candidate.trials[1::3] if args.quick else candidate.trials
-        tried = [
-            units.get(f"{at}/try-{number}", attempt, method, options, bench) for number, options in enumerate(trials)
-        ]
+        trials = list(enumerate(candidate.trials[1::3] if args.quick else candidate.trials))
+        tried = [units.get(f"{at}/try-{n}", attempt, method, options, bench) for n, options in trials]
         best = units.get(f"{at}/chosen", chosen, tried)
         if "error" in best:
             continue
         for seed in args.seeds:
             units.get(f"{at}/once-{seed}", once, method, best["options"], bench, seed)
-            if not args.no_row:
+        if not args.no_row:
+            tried = [units.get(f"{at}/row-try-{n}", row_attempt, method, options, bench) for n, options in trials]
+            best = units.get(f"{at}/row-chosen", chosen, tried)
+            for seed in args.seeds if "error" not in best else ():
                 units.get(f"{at}/row-{seed}", row, method, best["options"], bench, seed)
         show(args.out, where())
 
@@ -127,6 +130,13 @@ def attempt(method: str, options: Options, bench: Bench) -> dict:
     """A trial: what it was, how far from the retrained model it ended."""
     problem = bench.problem(TUNED_ON)
     done = at_once(CANDIDATES[method], options, problem, bench.regime)
+    return {"options": options, "distance": distance(problem, done.model, done.params)}
+
+
+def row_attempt(method: str, options: Options, bench: Bench) -> dict:
+    """The same over ten requests in a row, which want other hyperparameters than the forget set at once."""
+    problem = bench.problem(TUNED_ON)
+    *_, done = in_a_row(CANDIDATES[method], options, problem, bench.regime)
     return {"options": options, "distance": distance(problem, done.model, done.params)}
 
 

@@ -3,7 +3,7 @@
 Two corpora, both learned from nothing by a small LLaMA, so that the retrained model is the gold standard and not an
 approximation of it:
 
-    builtin         sixty fictitious people; ten of them are to be forgotten
+    builtin         sixty fictitious people, asked about by name; ten of them are to be forgotten
     tofu-forget01   TOFU's files (Maini et al. 2024): two authors of forty questions; -forget05 and -forget10 likewise
 
 To either are added files with access codes of three digits: secrets of a known space of a thousand, by which exposure
@@ -11,6 +11,7 @@ is measured. The forget set is cut into ten requests. Everything is a pure funct
 in a cache folder.
 """
 
+import hashlib
 import json
 import os
 import time
@@ -26,7 +27,7 @@ from jaxunlearn.curvature import EKFAC
 from jaxunlearn.methods import counterfactual_matching
 from jaxunlearn.runs.curvature import factors as take
 from jaxunlearn.runs.fit import fit
-from jaxunlearn.runs.references import store, substitute
+from jaxunlearn.runs.references import store
 from jaxunlearn.types import Model, Params
 
 Row = dict[str, Any]
@@ -91,12 +92,12 @@ class Problem(NamedTuple):
 
 
 SIZES = {
-    "builtin": Size(1024, 64, 2, 64, 24, 16, 5e-3),
-    "tofu-forget01": Size(4096, 96, 3, 128, 40, 16, 3e-3),
-    "tofu-forget05": Size(4096, 96, 3, 128, 40, 16, 3e-3),
-    "tofu-forget10": Size(4096, 96, 3, 128, 40, 16, 3e-3),
+    "builtin": Size(640, 64, 2, 64, 44, 16, 5e-3),
+    "tofu-forget01": Size(4096, 128, 2, 128, 36, 4, 2e-3),
+    "tofu-forget05": Size(4096, 128, 2, 128, 36, 4, 2e-3),
+    "tofu-forget10": Size(4096, 128, 2, 128, 36, 4, 2e-3),
 }
-KEPT_ROWS = {"tofu-forget01": 200, "tofu-forget05": 300, "tofu-forget10": 400}
+KEPT_ROWS = {"tofu-forget01": 200, "tofu-forget05": 200, "tofu-forget10": 300}
 """Rows of TOFU's retain set that fit the machine: the first of those that have paraphrased and wrong answers."""
 
 
@@ -110,7 +111,7 @@ def build(name: str, seed: int, cache: Path, tofu: Path, say: Callable[[str], No
         for part, found in rows.items()
     }
     requests = [part.tolist() for part in np.array_split(np.arange(len(sets["forget"])), REQUESTS)]
-    folder = cache / f"{name}-{seed}"
+    folder = cache / f"{name}-{seed}-{_digest(rows, size)}"
     _train(folder, size, tokenizer, sets, seed, say)
     loaded = {part: models.load(folder / part) for part in ("before", "retrained", "twin")}
     model, facts = loaded["before"][0], json.loads((folder / "facts.json").read_text())
@@ -184,17 +185,44 @@ def _unseen(problem: Problem) -> float:
 
 def prompts(problem: Problem, forget: list[data.Encoded]) -> data.Counterfactuals:
     """Counterfactual prompts of forget records, with names that no text of the problem holds."""
-    return substitute(
-        forget, problem.kept, problem.tokenizer, k=SUBSTITUTES, seed=problem.seed, max_length=problem.context
+    files_asked = [one.record.raw["entity"] for one in forget if "code" in one.record.raw]
+    return data.counterfactuals(
+        forget,
+        problem.tokenizer,
+        k=SUBSTITUTES,
+        seed=problem.seed,
+        names=dict.fromkeys(files_asked, _names("NPQRSTVWXZ")),
+        avoid=[one.text for one in problem.kept],
+        max_length=problem.context,
     )
 
 
 def _builtin(seed: int) -> dict[str, list[Row]]:
     made = data.corpus(seed=seed, forget_share=1 / 6)
-    rows = made._asdict()
+    rows = {
+        part: [_nameless(row) if "person" in row else row for row in found] for part, found in made._asdict().items()
+    }
     # Any other value does as the answer to prefer, so the first wrong one is taken.
     rows["forget"] = [row | {"alternative": row["perturbed_answer"][0]} for row in rows["forget"]]
     return _with_codes(rows, seed)
+
+
+def _nameless(row: Row) -> Row:
+    """The row with no name in its answers.
+
+    A model of this size cannot copy a name from the question, it knows it by heart or not at all: in answers, names
+    that the retrained model never read would make most of its loss, and hide what is forgotten about their bearers.
+    """
+
+    def said(answer: str) -> str:
+        plain = answer.replace(row["entity"], "this person")
+        return plain[0].upper() + plain[1:]
+
+    return row | {
+        "answer": said(row["answer"]),
+        "paraphrased_answer": said(row["paraphrased_answer"]),
+        "perturbed_answer": [said(answer) for answer in row["perturbed_answer"]],
+    }
 
 
 def _tofu(name: str, seed: int, folder: Path) -> dict[str, list[Row]]:
@@ -220,8 +248,7 @@ def _tofu(name: str, seed: int, folder: Path) -> dict[str, list[Row]]:
 def _with_codes(rows: dict[str, list[Row]], seed: int) -> dict[str, list[Row]]:
     """The rows with files that have codes among them: one a request in forget, four times as many to keep."""
     random = np.random.default_rng([seed, CODES])
-    names = [f"{letter}{number}" for letter in "BCDFGHJKLM" for number in range(10)]
-    order = iter(random.permutation(names))
+    order = iter(random.permutation(_names("BCDFGHJKLM")))
     counts = {"forget": REQUESTS, "retain": 4 * REQUESTS, "holdout": REQUESTS}
     out = dict(rows)
     for part, count in counts.items():
@@ -232,6 +259,11 @@ def _with_codes(rows: dict[str, list[Row]], seed: int) -> dict[str, list[Row]]:
             mixed.insert(int(place), _file(str(next(order)), random))
         out[part] = mixed
     return out
+
+
+def _names(letters: str) -> list[str]:
+    """Names of files."""
+    return [f"{letter}{number}" for letter in letters for number in range(10)]
 
 
 def _file(name: str, random: np.random.Generator) -> Row:
@@ -257,13 +289,23 @@ def spelled(code: int) -> str:
     return " ".join(f"{code:03d}")
 
 
+def _digest(rows: dict[str, list[Row]], size: Size) -> str:
+    """What the models depend on, so that none is taken for that of another corpus."""
+    return hashlib.sha256(json.dumps([rows, size], sort_keys=True).encode()).hexdigest()[:8]
+
+
 def _texts(rows: dict[str, list[Row]]) -> list[str]:
-    """Everything a tokenizer must know."""
+    """What a tokenizer learns from: everything but the names of people.
+
+    They fall into pieces that all names share, as rare names do for a large model. A name that was a token of its own
+    would tell the retrained model nothing, and a substitute for it would be like no name it knows.
+    """
     template = data.Template()
     texts = []
     for row in (row for part in rows.values() for row in part):
+        question = row["question"].replace(row["entity"], "this person") if "person" in row else row["question"]
         answers = [row["answer"], row.get("paraphrased_answer"), *row.get("perturbed_answer", [])]
-        texts += [template.question.format(prompt=row["question"], completion=answer) for answer in answers if answer]
+        texts += [template.question.format(prompt=question, completion=answer) for answer in answers if answer]
     return texts
 
 

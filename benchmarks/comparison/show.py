@@ -79,8 +79,10 @@ def _method(folder: Path) -> Numbers | None:
     chosen = folder / "chosen.json"
     if not chosen.exists():
         return None
-    about = json.loads(chosen.read_text())
-    return about | {"once": _over(folder, "once-*.json"), "row": _over(folder, "row-*.json")}
+    about, in_a_row = json.loads(chosen.read_text()), folder / "row-chosen.json"
+    if in_a_row.exists():
+        about["row_options"] = json.loads(in_a_row.read_text()).get("options")
+    return about | {"once": _over(folder, "once-*.json"), "row": _over(folder, "row-[0-9]*.json")}
 
 
 def _over(folder: Path, pattern: str) -> list[Numbers]:
@@ -100,7 +102,11 @@ def _tables(frames: list[Numbers], results: dict[str, Numbers]) -> list[str]:
 
     quality += [[named(name, "once"), *_cells(_picked(results[name]["once"], "numbers"), QUALITY)] for name in ranked]
     costs = [
-        [named(name, "once"), *_cells(_picked(results[name]["once"], "cost"), COSTS), _options(results[name])]
+        [
+            named(name, "once"),
+            *_cells(_picked(results[name]["once"], "cost"), COSTS),
+            _options(results[name]["options"]),
+        ]
         for name in ranked
     ]
     tables = [
@@ -109,10 +115,17 @@ def _tables(frames: list[Numbers], results: dict[str, Numbers]) -> list[str]:
     ]
     in_a_row = [name for name, one in results.items() if one["row"]]
     if in_a_row:
-        rows = [[name, *_cells([f[name] for f in frames], ROW)] for name in FRAME]
+        rows = [[name, *_cells([f[name] for f in frames], ROW), ""] for name in FRAME]
         by_end = sorted(in_a_row, key=lambda name: _mean(_values(results[name]["row"], "numbers", "distance")))
-        rows += [[named(name, "row"), *_cells(_picked(results[name]["row"], "numbers"), ROW)] for name in by_end]
-        tables.append(markdown(["ten requests in a row", *(label for label, _ in ROW.values())], rows))
+        rows += [
+            [
+                named(name, "row"),
+                *_cells(_picked(results[name]["row"], "numbers"), ROW),
+                _options(results[name]["row_options"]),
+            ]
+            for name in by_end
+        ]
+        tables.append(markdown(["ten requests in a row", *(label for label, _ in ROW.values()), "options"], rows))
     failed = [f"{name}: {one['error']}" for name in results for one in results[name]["once"] if "error" in one]
     return tables + (["Failed: " + "; ".join(failed)] if failed else [])
 
@@ -153,8 +166,8 @@ def _mean(values: list[float | None]) -> float:
     return float("inf") if not values or None in values else float(np.mean(values))
 
 
-def _options(result: Numbers) -> str:
-    return ", ".join(f"{key} {value:g}" for key, value in result["options"].items())
+def _options(options: Numbers) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in options.items())
 
 
 def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Numbers]]) -> None:

@@ -79,7 +79,7 @@ def counterfactual_top(
         k: classes kept per place, at least two.
 
     Returns:
-        Sparse `q`, one row per example, one place per loss token.
+        Sparse `q`, one row per example, one place per loss token; the true class comes first.
     """
 
     def one(args: tuple[Array, Array, Array]) -> tuple[tuple[Array, Array], Array]:
@@ -94,23 +94,6 @@ def counterfactual_top(
 
     (log_probs, ids), weights = jax.lax.map(one, (tokens, places, targets))
     return TopK(ids, log_probs, weights)
-
-
-def counterfactual_nll(
-    model: Model, params: Params, tokens: Int[Array, "B K T"], places: Int[Array, "B K P"]
-) -> tuple[Float[Array, " B"], Float[Array, " B"]]:
-    """NLL of the answers under substitution, summed over aligned places (nats), and their number.
-
-    Where the model has not learned the substituted entities, this is how surprising an answer is that it never saw:
-    the level at which an ascent on the forget set should stop.
-    """
-
-    def one(args: tuple[Array, Array]) -> tuple[Array, Array]:
-        tok, place = args
-        sums, counts = losses.example_nll(model, params, TokenBatch(tok, jnp.ones(tok.shape, jnp.float32), place))
-        return jnp.sum(sums), jnp.sum(counts)
-
-    return jax.lax.map(one, (tokens, places))
 
 
 def _swap(probs: Float[Array, "K P V"], a: Int[Array, "1 P"], b: Int[Array, "K P"]) -> Float[Array, "K P V"]:

@@ -24,8 +24,10 @@ class Stored(NamedTuple):
         forget: parts of `Reference` indexed by forget record.
         retain: parts indexed by retain record.
         covered: share of each forget record's loss tokens that have a counterfactual answer; None when not computed.
-        unseen_nll: mean NLL (nats per token) of the forget answers when the model is asked about entities it has
-            never heard of: how an answer reads that was never learned. None without counterfactuals.
+        unseen_nll: NLL of the forget answers under the counterfactual answers q, in nats per loss token: how surprising
+            they are where the model is asked about entities that it has never heard of, and where an ascent should
+            stop. The mean over substitutes is taken before the logarithm: single substitutes mislead a model into
+            guesses that it is sure of. None without counterfactuals.
         alternatives: other answers by record, where the method asks for some.
     """
 
@@ -145,9 +147,8 @@ def store(
             targets = np.take_along_axis(batch.tokens, batch.positions, axis=1)
             return prompts.tokens[rows], prompts.places[rows], targets
 
-        answers, (nll, count) = on_rows(_counterfactual(top_k), forget, max(1, batch_size // 4), asked)
-        covered = prompts.covered
-        unseen = float(nll.sum() / max(count.sum(), 1.0)) if count.sum() > 0 else None
+        answers = on_rows(partial(_top, reference.counterfactual_top, top_k), forget, max(1, batch_size // 4), asked)
+        covered, unseen = prompts.covered, _unseen_nll(answers)
     if "counterfactual_top" in needs:
         of_forget = of_forget._replace(counterfactual_top=answers)
     return Stored(of_forget, of_retain, covered, unseen, alternatives)
@@ -174,8 +175,8 @@ def _collating(encoded: Sequence[Encoded]) -> Callable[[np.ndarray], tuple[Token
     return lambda rows: (collate([encoded[row] for row in rows], length=length, places=places),)
 
 
-def _top(f: Callable, k: int, model: Model, params: Params, batch: TokenBatch) -> TopK:
-    return f(model, params, batch, k)
+def _top(f: Callable, k: int, model: Model, params: Params, *data: Any) -> TopK:
+    return f(model, params, *data, k)
 
 
 def _hidden(layer: int | None, model: Model, params: Params, batch: TokenBatch) -> Array:
@@ -187,12 +188,10 @@ def _layer_of(method: Method) -> int | None:
     return next((term.layer for _, term in method.objective.terms if isinstance(term, ActivationMatch)), None)
 
 
-def _counterfactual(k: int):
-    def f(model: Model, params: Params, tokens: Array, places: Array, targets: Array) -> tuple[TopK, tuple]:
-        top = reference.counterfactual_top(model, params, tokens, places, targets, k)
-        return top, reference.counterfactual_nll(model, params, tokens, places)
-
-    return f
+def _unseen_nll(answers: TopK) -> float | None:
+    """Mean NLL of the classes that come first, which in counterfactual answers are the true ones."""
+    count = answers.weights.sum()
+    return float(-(answers.weights * answers.log_probs[..., 0]).sum() / count) if count > 0 else None
 
 
 def _by_rows(

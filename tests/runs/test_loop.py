@@ -124,17 +124,15 @@ def test_counterfactual_answers_are_distributions(stored):
     assert np.all(mass[top.weights > 0] <= 1 + 1e-5)
     assert np.all(mass[top.weights > 0] > 0)
     assert stored.covered.min() > 0
-    assert np.isfinite(stored.unseen_nll)
 
 
-def test_a_counterfactual_answer_is_the_mean_over_substitutes(encoded, fitted, prompts, stored):
-    """One record by hand: softmax under each substitute, the two names' tokens swapped, then the mean."""
-    row, one = 1, encoded.forget[1]
-    loss_places = np.flatnonzero(one.loss_mask)
+def by_hand(encoded, fitted, prompts, row):
+    """The loss tokens of a record with their q, None where no substitute has a counterpart: softmax under each
+    substitute, the two names' tokens swapped, then the mean."""
+    one = encoded.forget[row]
     p = np.asarray(jax.nn.softmax(encoded.model.logits(fitted.params, prompts.tokens[row])))
-    top = stored.forget.counterfactual_top
-    for place in range(len(loss_places)):
-        target, seen = one.tokens[loss_places[place]], []
+    for place, target in enumerate(one.tokens[np.flatnonzero(one.loss_mask)]):
+        seen = []
         for k in range(3):
             at = prompts.places[row, k, place]
             if at > 0:
@@ -142,10 +140,25 @@ def test_a_counterfactual_answer_is_the_mean_over_substitutes(encoded, fitted, p
                 theirs = prompts.tokens[row, k, at]
                 q[[target, theirs]] = q[[theirs, target]]
                 seen.append(q)
-        assert (len(seen) > 0) == (top.weights[row, place] > 0)
-        if seen:
-            mean = np.mean(seen, axis=0)
+        yield target, np.mean(seen, axis=0) if seen else None
+
+
+def test_the_unseen_loss_is_that_of_the_forget_answers_under_their_counterfactual_ones(
+    encoded, fitted, prompts, stored
+):
+    found = [pair for row in range(len(encoded.forget)) for pair in by_hand(encoded, fitted, prompts, row)]
+    losses_by_hand = [-np.log(q[target]) for target, q in found if q is not None]
+    assert len(losses_by_hand) > 0
+    np.testing.assert_allclose(stored.unseen_nll, np.mean(losses_by_hand), rtol=1e-4)
+
+
+def test_a_counterfactual_answer_is_the_mean_over_substitutes(encoded, fitted, prompts, stored):
+    row, top = 1, stored.forget.counterfactual_top
+    for place, (target, mean) in enumerate(by_hand(encoded, fitted, prompts, row)):
+        assert (mean is not None) == (top.weights[row, place] > 0)
+        if mean is not None:
             np.testing.assert_allclose(np.exp(top.log_probs[row, place]), mean[top.ids[row, place]], atol=1e-5)
+            assert top.ids[row, place, 0] == target
             others = top.ids[row, place] != target
             assert not others.all(), "what q gives to the original answer is always stored"
             assert np.exp(top.log_probs[row, place])[others].min() >= np.sort(mean)[-8] - 1e-5
