@@ -3,7 +3,8 @@
 A candidate is a recipe with a grid of hyperparameters of exactly `BUDGET` points; what is not in the grid is at its
 published default, or said in `fixed` where the default belongs to another size of model. The grids are laid around
 what suits models of this size, before any result was seen, and are as wide for baselines as for our own; only those of
-`anchored_matching`, `matching_pulled_back` and of matching both ways came after results on the tuning seed.
+`anchored_matching` (with either steps), `matching_pulled_back` and of matching both ways came after results on the
+tuning seed.
 
 Three regimes say what of the retain set is at hand. Without any of it a candidate must have a form that needs none:
 its retain term left out, or curvature that was stored beforehand.
@@ -181,6 +182,17 @@ CANDIDATES: dict[str, Candidate] = {
         CATALOGUE["anchored_matching"].make,
         {"learning_rate": (3e-4, 1e-3), "strength": (100.0, 300.0, 1000.0)},
         {"retain_weight": 1.0, "divergence": "forward"},
+        {"retain_weight": 0.0},
+        "second",
+        2,
+        ascends=False,
+        stored=True,
+        softened=True,
+    ),
+    "anchored_matching by stored steps, both ways": Candidate(
+        CATALOGUE["anchored_matching"].make,
+        {"max_kl": (1e-4, 3e-4), "strength": (3.0, 10.0, 30.0)},
+        {"retain_weight": 1.0},
         {"retain_weight": 0.0},
         "second",
         2,

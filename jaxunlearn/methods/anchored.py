@@ -8,8 +8,11 @@ set. F_T, the EK-FAC approximation of the Fisher matrix of what is to be kept, i
 temperature is what makes it work on a model that has memorised, whose Fisher matrix at T = 1 nearly vanishes, and sees
 no cost in moves that ruin it (`curvature.kronecker.Settings`).
 
-The penalty is quadratic in the whole displacement, so plain AdamW minimises the sum: the curvature is in the objective
-and not in the step.
+The penalty is quadratic in the whole displacement, so plain AdamW can minimise the sum: the curvature is in the
+objective and not in the step. It may be in both. AdamW's first steps are equally long in all directions, those that
+what is kept would notice included, and every request begins with them; with `max_kl` each step is
+
+    theta <- theta - (F_T + damping)^-1 grad,       shortened to  d.F_T d / 2 <= max_kl.
 """
 
 import optax
@@ -18,7 +21,15 @@ from jaxunlearn.curvature import EKFAC, Stored
 from jaxunlearn.methods.first_order import descent
 from jaxunlearn.methods.method import Method
 from jaxunlearn.objectives import NLL, CounterfactualKL, Divergence, Objective, needs_of
-from jaxunlearn.transforms import RETAIN, STORED, anchor_by_curvature
+from jaxunlearn.solvers import ClosedForm
+from jaxunlearn.transforms import (
+    RETAIN,
+    STORED,
+    TrustRegion,
+    anchor_by_curvature,
+    damp_by_mean,
+    precondition_by_curvature,
+)
 
 
 def anchored_matching(
@@ -30,6 +41,8 @@ def anchored_matching(
     divergence: Divergence = "jeffreys",
     learning_rate: float = 1e-5,
     optimizer: optax.GradientTransformation | None = None,
+    max_kl: float | None = None,
+    damping: float = 1.0,
     samples: int = 1,
     microbatch: int | None = None,
 ) -> Method:
@@ -44,8 +57,12 @@ def anchored_matching(
         temperature: of the factors that a step takes.
         retain_weight: of the NLL of retain examples in the objective, where there are some.
         divergence: forward, reverse or jeffreys, as in `counterfactual_matching`.
-        learning_rate: of AdamW without weight decay, when `optimizer` is not given; small models want 1e-3 to 3e-3.
+        learning_rate: of AdamW without weight decay, when neither `optimizer` nor `max_kl` is given; small models want
+            1e-3 to 3e-3.
         optimizer: any optax transformation.
+        max_kl: takes steps in the metric of the factors, of at most this predicted KL at their temperature, nats per
+            loss token of what is kept; 1e-4 with a strength of 3 to 10 suits many requests in a row.
+        damping: with `max_kl`, share of the mean eigenvalue of each block that is added to it.
         samples: draws of labels a token for the factors that a step takes.
         microbatch: examples at a time while factors are taken, and in the gradient.
 
@@ -60,18 +77,27 @@ def anchored_matching(
         raise ValueError(f"anchored_matching(strength={strength}): give a positive strength")
     if retain_weight < 0:
         raise ValueError(f"anchored_matching(retain_weight={retain_weight}): give 0 or more")
+    if max_kl is not None and optimizer is not None:
+        raise ValueError("anchored_matching(max_kl=, optimizer=): steps are taken by one of them")
     stored = factors is not None
     recipe = Stored() if stored else EKFAC(samples=samples, temperature=temperature, microbatch=microbatch)
+    metric = STORED if stored else RETAIN
+    if max_kl is None:
+        steps = descent("anchored_matching", learning_rate, optimizer)
+    else:
+        region = TrustRegion(max_kl, predict="metric")
+        steps = optax.chain(
+            precondition_by_curvature(
+                recipe, ClosedForm(-1.0), damping=damping, trust_region=region, metric=metric, damp=damp_by_mean
+            ),
+            optax.scale(-1.0),
+        )
     forget = ((1.0, CounterfactualKL(divergence)),)
     kept = ((retain_weight, NLL("retain")),) if retain_weight else ()
-    transform = optax.chain(
-        anchor_by_curvature(recipe, strength=strength, metric=STORED if stored else RETAIN),
-        descent("anchored_matching", learning_rate, optimizer),
-    )
     return Method(
         "anchored_matching",
         Objective(forget + kept, microbatch),
-        transform,
+        optax.chain(anchor_by_curvature(recipe, strength=strength, metric=metric), steps),
         needs_of(forget),
         factors=factors,
         retain=bool(kept) or not stored,

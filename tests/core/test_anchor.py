@@ -58,6 +58,27 @@ def test_steps_descend_the_objective_and_its_penalty_in_dense_algebra(problem):
     assert STRENGTH * np.linalg.norm(F @ free) > 1e-2 * np.linalg.norm(g)  # the penalty has a say in this test
 
 
+def test_steps_in_the_metric_of_the_factors_in_dense_algebra(problem):
+    """d = -(F + damping mean(F) I by block)^-1 (g + strength F (theta - theta_0)), shortened to d.F d / 2 <= max_kl."""
+    model, params, batch, eigen = problem
+    alone, max_kl, damping = batch._replace(retain=None, curvature=eigen), 2e-4, 0.5
+    method = methods.anchored_matching(strength=STRENGTH, factors="-", max_kl=max_kl, damping=damping)
+    got, infos = walk(method, model, params, alone, 3)
+    F = np.asarray(operators.to_dense(Stored()(model, params, eigen)), np.float64)
+    damped = np.asarray(operators.to_dense(Stored()(model, params, eigen).damped_by_mean(damping)), np.float64)
+    start = theta = np.asarray(flat(params), np.float64)
+    unravel = jax.flatten_util.ravel_pytree(params)[1]
+    shortened = []
+    for _ in range(3):
+        g = flat(Objective(((1.0, CounterfactualKL()),)).value_and_grad(model, unravel(jnp.float32(theta)), alone)[1])
+        d = -np.linalg.solve(damped, np.asarray(g) + STRENGTH * F @ (theta - start))
+        shortened.append(min(1.0, np.sqrt(2 * max_kl / (d @ F @ d))))
+        theta = theta + shortened[-1] * d
+    np.testing.assert_allclose(flat(got.params), theta, atol=1e-4 * np.abs(theta - start).max())
+    assert min(shortened) < 1.0  # the bound has a say in this test
+    assert all(info.curvature is not None for info in infos)
+
+
 def test_the_minimum_on_a_quadratic_is_that_of_newton():
     """minimise g.d + strength/2 d.A d: at the minimum d = -A^-1 g / strength."""
     with jax.enable_x64(True):
@@ -128,14 +149,17 @@ def test_bad_numbers_and_a_missing_store_are_refused(problem):
     for options in ({"strength": 0.0}, {"retain_weight": -1.0}, {"learning_rate": 0.0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             methods.anchored_matching(**options)
+    with pytest.raises(ValueError, match="one of them"):
+        methods.anchored_matching(max_kl=1e-4, optimizer=optax.sgd(RATE))
     with pytest.raises(ValueError, match="curvature.load"):
         walk(methods.anchored_matching(factors="-"), model, params, batch, 1)
 
 
 @pytest.mark.parametrize("explicit", [False, True], ids=["auto", "explicit"])
-def test_eight_devices_equal_one(problem, explicit):
+@pytest.mark.parametrize("steps", [{"optimizer": optax.sgd(RATE)}, {"max_kl": 1e-3}], ids=["sgd", "metric"])
+def test_eight_devices_equal_one(problem, steps, explicit):
     model, params, batch, eigen = problem
-    method = methods.anchored_matching(strength=STRENGTH, factors="-", optimizer=optax.sgd(RATE))
+    method = methods.anchored_matching(strength=STRENGTH, factors="-", **steps)
     expected, _ = walk(method, model, params, batch._replace(curvature=eigen), 2)
     mesh = make_mesh(data=2, fsdp=2, tensor=2, explicit=explicit)
     spread, parts = shard(params, batch, mesh)
