@@ -60,10 +60,16 @@ def test_a_run_reads_factors_from_their_folder(encoded, folder, name, options):
 
 
 @pytest.mark.parametrize(
-    ("kind", "method"),
-    [("ekfac", "kfade"), ("kfac", "win_u"), ("gradients", "fisher_removal"), ("ekfac", "anchored_matching")],
+    ("kind", "method", "options"),
+    [
+        ("ekfac", "kfade", ()),
+        ("kfac", "win_u", ("share=0.2", "draws=1")),
+        ("gradients", "fisher_removal", ()),
+        ("ekfac", "anchored_matching", ()),
+        ("ekfac", "anchored_matching", ("max_kl=1e-6",)),
+    ],
 )
-def test_the_command_stores_what_a_run_without_retain_set_reads(world, tmp_path, kind, method):
+def test_the_command_stores_what_a_run_without_retain_set_reads(world, tmp_path, kind, method, options):
     kept, out = tmp_path / "kept", tmp_path / "out"
     taking = ["--model", world.model, "--data", world.forget, "--data", world.retain, "--out", str(kept)]
     softer = ["--temperature", "3"] if method == "anchored_matching" else []
@@ -73,8 +79,8 @@ def test_the_command_stores_what_a_run_without_retain_set_reads(world, tmp_path,
         assert load(kept, models.load(world.model)[1]).settings.temperature == 3.0
     assert record["records"] == len(world.rows.forget) + len(world.rows.retain)
     forgetting = ["--model", world.model, "--forget", world.forget, "--out", str(out), "--method", method]
-    more = ["--option", "share=0.2", "--option", "draws=1"] if method == "win_u" else []
-    assert main(["unlearn", *forgetting, "--option", f"factors={kept}", *more, "--steps", "2"]) == 0
+    chosen = [word for option in (f"factors={kept}", *options) for word in ("--option", option)]
+    assert main(["unlearn", *forgetting, *chosen, "--steps", "2"]) == 0
     found = json.loads((out / "jaxunlearn.json").read_text())
     assert "retain" not in found["inputs"]
     assert found["history"][0]["update_norm"] > 0
