@@ -47,13 +47,15 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=CANDIDATES, default=list(CANDIDATES), metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SHOWN_ON), help="seeds that are shown")
     parser.add_argument("--no-row", action="store_true", help="leave out the ten requests in a row")
-    parser.add_argument("--quick", action="store_true", help="six methods, two trials each, one seed, two regimes")
+    parser.add_argument(
+        "--quick", action="store_true", help="six methods at once, two trials each, one seed, two regimes"
+    )
     parser.add_argument("--table", action="store_true", help="only write the tables again")
     args = parser.parse_args()
     if TUNED_ON in args.seeds:
         parser.error(f"--seeds {TUNED_ON}: methods are tuned on this seed; show others")
     if args.quick:
-        args.methods, args.seeds, args.regimes = list(QUICK), args.seeds[:1], ["whole", "none"]
+        args.methods, args.seeds, args.regimes, args.no_row = list(QUICK), args.seeds[:1], ["whole", "none"], True
     units = Units(args.out)
     if not args.table:
         for problem in args.problems:

@@ -34,7 +34,7 @@ from jaxunlearn.transforms import (
 
 def anchored_matching(
     *,
-    strength: float = 30.0,
+    strength: float = 10.0,
     factors: str | None = None,
     temperature: float = 3.0,
     retain_weight: float = 0.0,
@@ -50,7 +50,7 @@ def anchored_matching(
 
     Args:
         strength: of the penalty; more keeps more and forgets less. Of 10, 30 and 100 the default was best without any
-            retain example, on the small model of benchmarks/methods.py.
+            retain example, and 30 for ten requests in a row, on the small model of benchmarks/methods.py.
         factors: folder that `jaxunlearn curvature` or `curvature.save` wrote, best at a temperature of about 3: every
             batch carries its content in `curvature`, and no retain example is needed. Without it factors are taken on
             the retain batch of each step, and cost two more gradients.
