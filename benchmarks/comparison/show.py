@@ -14,6 +14,7 @@ from jaxunlearn import files
 Numbers = dict[str, Any]
 FRAME = ("before", "seed floor", "retrained")
 FAR = 10.0  # nats a token: beyond, a point is told and not drawn
+NAMED = 8  # points of a panel that have their names beside them, the nearest to the retrained model
 
 QUALITY = {
     "distance": ("distance", 2),
@@ -171,7 +172,7 @@ def _options(options: Numbers) -> str:
 
 
 def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Numbers]]) -> None:
-    """Forgetting against keeping: one panel a regime, one point a method, the seed floor as a corner."""
+    """Forgetting against keeping: a panel a regime, a point a method, the nearest named, the seed floor a corner."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -184,6 +185,7 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
         1, len(shown), figsize=(5.2 * len(shown), 4.6), squeeze=False, sharey=True, layout="constrained"
     )
     points: dict[Any, dict[str, list[float]]] = {}
+    named: dict[Any, dict[str, list[float]]] = {}
     largest = [0.0, 0.0]
     for panel, regime in zip(panels[0], shown, strict=True):
         floor = [_average(frames, lambda f, k=key: f["seed floor"][k]) for key in ("forget_kl", "retain_kl")]
@@ -207,6 +209,10 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
             seen.add(order)
             panel.plot(*point, mark, color=colour, markersize=6, label=label)
             points[panel][method] = point
+        nearest = sorted(
+            points[panel], key=lambda name: _mean(_values(regimes[regime][name]["once"], "numbers", "distance"))
+        )
+        named[panel] = {name: points[panel][name] for name in nearest[:NAMED]}
         panel.set(
             xscale="log", yscale="log", title=f"retain set: {regime}", xlabel="KL to retrained on forget, nats/token"
         )
@@ -217,7 +223,9 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
     for panel in panels[0]:
         panel.set_xlim(0.6 * floor[0], 1.8 * max(largest[0], before[0]))
         panel.set_ylim(0.6 * min(floor[1], before[1]), 1.5 * max(largest[1], before[1]))
-        _label(panel, points[panel])
+        _label(panel, named[panel])
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[-1] in "235" else "")
     panels[0][0].set_ylabel("KL to retrained on retain, nats/token")
     panels[0][0].legend(fontsize=7, loc="upper left")
     with files.new_file(path, replace=True) as temporary:
