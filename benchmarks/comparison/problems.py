@@ -27,7 +27,7 @@ from jaxunlearn.curvature import EKFAC
 from jaxunlearn.methods import counterfactual_matching
 from jaxunlearn.runs.curvature import factors as take
 from jaxunlearn.runs.fit import fit
-from jaxunlearn.runs.references import store
+from jaxunlearn.runs.references import store, substitute
 from jaxunlearn.types import Model, Params
 
 Row = dict[str, Any]
@@ -185,16 +185,11 @@ def _unseen(problem: Problem) -> float:
 
 def prompts(problem: Problem, forget: list[data.Encoded]) -> data.Counterfactuals:
     """Counterfactual prompts of forget records, with names that no text of the problem holds."""
-    files_asked = [one.record.raw["entity"] for one in forget if "code" in one.record.raw]
-    return data.counterfactuals(
-        forget,
-        problem.tokenizer,
-        k=SUBSTITUTES,
-        seed=problem.seed,
-        names=dict.fromkeys(files_asked, _names("NPQRSTVWXZ")),
-        avoid=[one.text for one in problem.kept],
-        max_length=problem.context,
-    )
+    asked = [one.record.raw["entity"] for one in forget if "code" in one.record.raw]
+    return substitute(
+        forget, problem.kept, problem.tokenizer,
+        k=SUBSTITUTES, seed=problem.seed, max_length=problem.context, names=dict.fromkeys(asked, _names("NPQRSTVWXZ")),
+    )  # fmt: skip
 
 
 def _builtin(seed: int) -> dict[str, list[Row]]:

@@ -92,8 +92,7 @@ def _over(folder: Path, pattern: str) -> list[Numbers]:
 
 
 def _tables(frames: list[Numbers], results: dict[str, Numbers]) -> list[str]:
-    shown = [name for name, one in results.items() if one["once"]]
-    ranked = sorted(shown, key=lambda name: _mean(_values(results[name]["once"], "numbers", "distance")))
+    ranked = _nearest(results, "once")
     quality = [[name, *_cells([f[name] for f in frames], QUALITY)] for name in FRAME]
 
     def named(name: str, part: str) -> str:
@@ -114,21 +113,25 @@ def _tables(frames: list[Numbers], results: dict[str, Numbers]) -> list[str]:
         markdown(["at once", *(label for label, _ in QUALITY.values())], quality),
         markdown(["cost", *(label for label, _ in COSTS.values()), "options"], costs),
     ]
-    in_a_row = [name for name, one in results.items() if one["row"]]
-    if in_a_row:
+    if in_a_row := _nearest(results, "row"):
         rows = [[name, *_cells([f[name] for f in frames], ROW), ""] for name in FRAME]
-        by_end = sorted(in_a_row, key=lambda name: _mean(_values(results[name]["row"], "numbers", "distance")))
         rows += [
             [
                 named(name, "row"),
                 *_cells(_picked(results[name]["row"], "numbers"), ROW),
                 _options(results[name]["row_options"]),
             ]
-            for name in by_end
+            for name in in_a_row
         ]
         tables.append(markdown(["ten requests in a row", *(label for label, _ in ROW.values()), "options"], rows))
     failed = [f"{name}: {one['error']}" for name in results for one in results[name]["once"] if "error" in one]
     return tables + (["Failed: " + "; ".join(failed)] if failed else [])
+
+
+def _nearest(results: dict[str, Numbers], part: str) -> list[str]:
+    """The methods that were shown, the nearest to the retrained model first."""
+    shown = [name for name, one in results.items() if one[part]]
+    return sorted(shown, key=lambda name: _mean(_values(results[name][part], "numbers", "distance")))
 
 
 def _picked(units: list[Numbers], part: str) -> list[Numbers]:
@@ -185,7 +188,6 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
         1, len(shown), figsize=(5.2 * len(shown), 4.6), squeeze=False, sharey=True, layout="constrained"
     )
     points: dict[Any, dict[str, list[float]]] = {}
-    named: dict[Any, dict[str, list[float]]] = {}
     largest = [0.0, 0.0]
     for panel, regime in zip(panels[0], shown, strict=True):
         floor = [_average(frames, lambda f, k=key: f["seed floor"][k]) for key in ("forget_kl", "retain_kl")]
@@ -209,10 +211,6 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
             seen.add(order)
             panel.plot(*point, mark, color=colour, markersize=6, label=label)
             points[panel][method] = point
-        nearest = sorted(
-            points[panel], key=lambda name: _mean(_values(regimes[regime][name]["once"], "numbers", "distance"))
-        )
-        named[panel] = {name: points[panel][name] for name in nearest[:NAMED]}
         panel.set(
             xscale="log", yscale="log", title=f"retain set: {regime}", xlabel="KL to retrained on forget, nats/token"
         )
@@ -220,10 +218,11 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
         panel.text(0.98, 0.02, "\n".join(far), fontsize=6, transform=panel.transAxes, ha="right")
         largest = [max([one, *(p[axis] for p in points[panel].values())]) for axis, one in enumerate(largest)]
     # At the end, for all: panels share the axis, and a limit that is set keeps it from growing.
-    for panel in panels[0]:
+    for panel, regime in zip(panels[0], shown, strict=True):
         panel.set_xlim(0.6 * floor[0], 1.8 * max(largest[0], before[0]))
         panel.set_ylim(0.6 * min(floor[1], before[1]), 1.5 * max(largest[1], before[1]))
-        _label(panel, named[panel])
+        drawn = [name for name in _nearest(regimes[regime], "once") if name in points[panel]]
+        _label(panel, {name: points[panel][name] for name in drawn[:NAMED]})
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[-1] in "235" else "")
     panels[0][0].set_ylabel("KL to retrained on retain, nats/token")

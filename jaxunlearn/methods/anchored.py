@@ -19,17 +19,10 @@ import optax
 
 from jaxunlearn.curvature import EKFAC, Stored
 from jaxunlearn.methods.first_order import descent
-from jaxunlearn.methods.method import Method
+from jaxunlearn.methods.method import Method, compose
 from jaxunlearn.objectives import NLL, CounterfactualKL, Divergence, Objective, needs_of
 from jaxunlearn.solvers import ClosedForm
-from jaxunlearn.transforms import (
-    RETAIN,
-    STORED,
-    TrustRegion,
-    anchor_by_curvature,
-    damp_by_mean,
-    precondition_by_curvature,
-)
+from jaxunlearn.transforms import RETAIN, STORED, TrustRegion, anchor_by_curvature, damp_by_mean
 
 
 def anchored_matching(
@@ -78,27 +71,28 @@ def anchored_matching(
     if retain_weight < 0:
         raise ValueError(f"anchored_matching(retain_weight={retain_weight}): give 0 or more")
     if max_kl is not None and optimizer is not None:
-        raise ValueError("anchored_matching(max_kl=, optimizer=): steps are taken by one of them")
+        raise ValueError(f"anchored_matching(max_kl={max_kl}, optimizer=...): both take the steps; give one of them")
     stored = factors is not None
     recipe = Stored() if stored else EKFAC(samples=samples, temperature=temperature, microbatch=microbatch)
     metric = STORED if stored else RETAIN
-    if max_kl is None:
-        steps = descent("anchored_matching", learning_rate, optimizer)
-    else:
-        region = TrustRegion(max_kl, predict="metric")
-        steps = optax.chain(
-            precondition_by_curvature(
-                recipe, ClosedForm(-1.0), damping=damping, trust_region=region, metric=metric, damp=damp_by_mean
-            ),
-            optax.scale(-1.0),
-        )
     forget = ((1.0, CounterfactualKL(divergence)),)
     kept = ((retain_weight, NLL("retain")),) if retain_weight else ()
-    return Method(
-        "anchored_matching",
-        Objective(forget + kept, microbatch),
-        optax.chain(anchor_by_curvature(recipe, strength=strength, metric=metric), steps),
-        needs_of(forget),
-        factors=factors,
-        retain=bool(kept) or not stored,
-    )
+    objective, needs = Objective(forget + kept, microbatch), needs_of(forget)
+    if max_kl is None:
+        steps = descent("anchored_matching", learning_rate, optimizer)
+        method = Method("anchored_matching", objective, steps, needs, factors=factors, retain=bool(kept) or not stored)
+    else:
+        method = compose(
+            "anchored_matching",
+            objective,
+            recipe,
+            ClosedForm(-1.0),
+            damping=damping,
+            trust_region=TrustRegion(max_kl, predict="metric"),
+            metric=metric,
+            needs=needs,
+            damp=damp_by_mean,
+            factors=factors,
+        )
+    anchor = anchor_by_curvature(recipe, strength=strength, metric=metric)
+    return method._replace(transform=optax.chain(anchor, method.transform))

@@ -1,6 +1,6 @@
 """What the model said before unlearning, for every record of a run, computed once and kept on the host."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -155,14 +155,22 @@ def store(
 
 
 def substitute(
-    forget: Sequence[Encoded], retain: Sequence[Encoded], tokenizer: Any, *, k: int, seed: int, max_length: int
+    forget: Sequence[Encoded],
+    retain: Sequence[Encoded],
+    tokenizer: Any,
+    *,
+    k: int,
+    seed: int,
+    max_length: int,
+    names: Mapping[str, Sequence[str]] | None = None,
 ) -> Counterfactuals:
-    """Counterfactual prompts of the forget records with names that occur in no text of the run."""
+    """Counterfactual prompts of the forget records with names that no text of the run holds, or `names` by entity."""
     return counterfactuals(
         forget,
         tokenizer,
         k=k,
         seed=seed,
+        names=names,
         avoid=[one.text for one in retain],
         places=shapes_of(forget)[1],
         max_length=max_length,
