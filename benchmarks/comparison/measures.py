@@ -84,6 +84,7 @@ class Measurer:
             generate=partial(models.generate, batch_size=BATCH),
             max_new_tokens=NEW_TOKENS,
             max_length=problem.context,
+            truncate=True,
             batch_size=BATCH,
         )
 

@@ -1,10 +1,13 @@
 """What is forgotten: a model that knows everything, one retrained without the forget set, and a second such model.
 
-Two corpora, both learned from nothing by a small LLaMA, so that the retrained model is the gold standard and not an
-approximation of it:
+Two corpora, both learned by a small LLaMA that never read the forget set before, so that the retrained model is the
+gold standard and not an approximation of it:
 
-    builtin         sixty fictitious people, asked about by name; ten of them are to be forgotten
-    tofu-forget01   TOFU's files (Maini et al. 2024): two authors of forty questions; -forget05 and -forget10 likewise
+    builtin         sixty fictitious people, asked about by name, learned from nothing; ten of them are to be forgotten
+    tofu-forget01   TOFU's files (Maini et al. 2024): forty questions about two authors; -forget05 and -forget10
+                    likewise. A base model, the same for every seed, has learned to speak from those of TOFU's authors
+                    that are neither to be forgotten nor kept nor held out; the corpus is fine-tuned into it, as in
+                    TOFU. Learned from nothing, 500 rows make a model that loses 11 nats on every other sentence.
 
 To either are added files with access codes of three digits: secrets of a known space of a thousand, by which exposure
 is measured. The forget set is cut into ten requests. Everything is a pure function of the name and the seed, and kept
@@ -26,7 +29,7 @@ from jaxunlearn import curvature, data, files, models
 from jaxunlearn.curvature import EKFAC
 from jaxunlearn.methods import counterfactual_matching
 from jaxunlearn.runs.curvature import factors as take
-from jaxunlearn.runs.fit import fit
+from jaxunlearn.runs.fit import Fitted, fit, mean_nll
 from jaxunlearn.runs.references import store, substitute
 from jaxunlearn.types import Model, Params
 
@@ -58,7 +61,10 @@ class Problem(NamedTuple):
         retrained, twin: learned without the forget set, from two seeds.
         sets: encoded "forget", "retain", "holdout", "authors" and "world"; the last two are kept as well.
         requests: rows of the forget set by request.
-        unseen_nll: loss of the forget answers when asked about entities that do not exist, nats per token.
+        unseen_nll: where ascents stop, nats per token: the loss of the forget answers when asked about entities that do
+            not exist, or `held_out_nll`.
+        held_out_nll: loss of the holdout set, nats per token, where it is needed: TOFU's questions, learned by heart,
+            give their answers away whoever they name.
         secrets: rows of the forget set that hold a code.
         seconds: processor seconds of one retraining.
         gradients: steps of one retraining.
@@ -80,6 +86,7 @@ class Problem(NamedTuple):
     gradients: int
     factors: Path
     softened: Path
+    held_out_nll: float | None = None
 
     @property
     def kept(self) -> list[data.Encoded]:
@@ -93,10 +100,13 @@ class Problem(NamedTuple):
 
 SIZES = {
     "builtin": Size(640, 64, 2, 64, 44, 16, 5e-3),
-    "tofu-forget01": Size(4096, 128, 2, 128, 36, 4, 2e-3),
-    "tofu-forget05": Size(4096, 128, 2, 128, 36, 4, 2e-3),
-    "tofu-forget10": Size(4096, 128, 2, 128, 36, 4, 2e-3),
+    "tofu-forget01": Size(2048, 128, 2, 128, 20, 8, 2e-3),
+    "tofu-forget05": Size(2048, 128, 2, 128, 20, 8, 2e-3),
+    "tofu-forget10": Size(2048, 128, 2, 128, 20, 8, 2e-3),
 }
+BASE = Size(2048, 128, 2, 128, 6, 16, 3e-3)
+BASE_SEED = 0
+OTHERS = "retain90.json"
 KEPT_ROWS = {"tofu-forget01": 200, "tofu-forget05": 200, "tofu-forget10": 300}
 """Rows of TOFU's retain set that fit the machine: the first of those that have paraphrased and wrong answers."""
 
@@ -104,15 +114,19 @@ KEPT_ROWS = {"tofu-forget01": 200, "tofu-forget05": 200, "tofu-forget10": 300}
 def build(name: str, seed: int, cache: Path, tofu: Path, say: Callable[[str], None]) -> Problem:
     """The problem, from the cache where it is there."""
     size = SIZES[name]
-    rows = _builtin(seed) if name == "builtin" else _tofu(name, seed, tofu)
-    tokenizer = data.train_tokenizer(_texts(rows), size.vocabulary)
+    if name == "builtin":
+        rows, base = _builtin(seed), None
+        tokenizer = data.train_tokenizer(_texts(rows), size.vocabulary)
+    else:
+        rows = _tofu(name, seed, tofu)
+        base, tokenizer = _base(tofu, cache, say)
     sets = {
-        part: data.encode(data.from_rows(found, name=part), tokenizer, max_length=size.context)
+        part: data.encode(data.from_rows(found, name=part), tokenizer, max_length=size.context, truncate=True)
         for part, found in rows.items()
     }
     requests = [part.tolist() for part in np.array_split(np.arange(len(sets["forget"])), REQUESTS)]
-    folder = cache / f"{name}-{seed}-{_digest(rows, size)}"
-    _train(folder, size, tokenizer, sets, seed, say)
+    folder = cache / f"{name}-{seed}-{_digest(rows, size, *([base.name] if base else []))}"
+    _train(folder, size, base, tokenizer, sets, seed, say)
     loaded = {part: models.load(folder / part) for part in ("before", "retrained", "twin")}
     model, facts = loaded["before"][0], json.loads((folder / "facts.json").read_text())
     factors = {temperature: folder / f"factors-{temperature}" for temperature in (1, 3)}
@@ -133,17 +147,54 @@ def build(name: str, seed: int, cache: Path, tofu: Path, say: Callable[[str], No
         factors=factors[1],
         softened=factors[3],
     )  # fmt: skip
-    return found._replace(unseen_nll=_unseen(found))
+    if base is None:
+        return found._replace(unseen_nll=_unseen(found))
+    held_out = mean_nll(model, found.before, sets["holdout"])
+    return found._replace(unseen_nll=held_out, held_out_nll=held_out)
 
 
 KNOWN = ("forget", "retain", "authors", "world")
 
 
-def _train(folder: Path, size: Size, tokenizer: Any, sets: dict, seed: int, say: Callable[[str], None]) -> None:
+def _base(tofu: Path, cache: Path, say: Callable[[str], None]) -> tuple[Path, Any]:
+    """Folder of the model that TOFU's problems start from, and its tokenizer, which never read whom they ask about."""
+    rows = _others(tofu)
+    tokenizer = data.train_tokenizer(_texts({"others": rows}), BASE.vocabulary)
+    folder = cache / f"tofu-base-{_digest(rows, BASE)}"
+    if not folder.exists():
+        say(f"training: {folder.name}")
+        encoded = data.encode(data.from_rows(rows), tokenizer, max_length=BASE.context, truncate=True)
+        model, params = models.init(_config(BASE, tokenizer), jax.random.key(BASE_SEED))
+        done = _fitted(BASE, model, params, encoded, BASE_SEED)
+        models.save(folder, model, done.params, tokenizer=tokenizer)
+    return folder, tokenizer
+
+
+def _train(
+    folder: Path, size: Size, base: Path | None, tokenizer: Any, sets: dict, seed: int, say: Callable[[str], None]
+) -> None:
     """Trains the three models unless they are there; the folder appears whole."""
     if folder.exists():
         return
-    config = models.DecoderConfig(
+    everything = [one for part in KNOWN for one in sets[part]]
+    kept = [one for part in KNOWN[1:] for one in sets[part]]
+    shape = data.shapes_of(everything)
+    facts = {}
+    with files.new_folder(folder) as out:
+        for number, (name, encoded) in enumerate({"before": everything, "retrained": kept, "twin": kept}.items()):
+            say(f"training: {folder.name} {name}")
+            order = 3 * seed + number
+            model, params = models.load(base) if base else models.init(_config(size, tokenizer), jax.random.key(order))
+            start = time.process_time()
+            done = _fitted(size, model, params, encoded, order, shape)
+            jax.block_until_ready(done.params)
+            facts = {"seconds": time.process_time() - start, "steps": done.steps, "loss": done.losses[-1]}
+            models.save(out / name, model, done.params, tokenizer=tokenizer)
+        (out / "facts.json").write_text(json.dumps(facts))
+
+
+def _config(size: Size, tokenizer: Any) -> models.DecoderConfig:
+    return models.DecoderConfig(
         vocab_size=size.vocabulary,  # of every seed, so that their models share compiled programs
         hidden_size=size.hidden,
         intermediate_size=size.hidden * 11 // 4,
@@ -155,24 +206,15 @@ def _train(folder: Path, size: Size, tokenizer: Any, sets: dict, seed: int, say:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
-    everything = [one for part in KNOWN for one in sets[part]]
-    kept = [one for part in KNOWN[1:] for one in sets[part]]
-    shape = data.shapes_of(everything)
-    facts = {}
-    with files.new_folder(folder) as out:
-        for number, (name, encoded) in enumerate({"before": everything, "retrained": kept, "twin": kept}.items()):
-            say(f"training: {folder.name} {name}")
-            model, params = models.init(config, jax.random.key(3 * seed + number))
-            start = time.process_time()
-            done = fit(
-                model, params, encoded,
-                epochs=size.epochs, batch_size=size.batch, learning_rate=size.rate,
-                seed=3 * seed + number, shape=shape,
-            )  # fmt: skip
-            jax.block_until_ready(done.params)
-            facts = {"seconds": time.process_time() - start, "steps": done.steps, "loss": done.losses[-1]}
-            models.save(out / name, model, done.params, tokenizer=tokenizer)
-        (out / "facts.json").write_text(json.dumps(facts))
+
+
+def _fitted(
+    size: Size, model: Model, params: Params, encoded: list, order: int, shape: tuple[int, int] | None = None
+) -> Fitted:
+    return fit(
+        model, params, encoded,
+        epochs=size.epochs, batch_size=size.batch, learning_rate=size.rate, seed=order, shape=shape,
+    )  # fmt: skip
 
 
 def _unseen(problem: Problem) -> float:
@@ -229,7 +271,7 @@ def _tofu(name: str, seed: int, folder: Path) -> dict[str, list[Row]]:
         "authors": "real_authors_perturbed.json",
         "world": "world_facts_perturbed.json",
     }
-    missing = [file for file in wanted.values() if not (folder / file).is_file()]
+    missing = [file for file in (*wanted.values(), OTHERS) if not (folder / file).is_file()]
     if missing:
         raise ValueError(f"{folder} lacks {', '.join(missing)}: give TOFU's folder with --tofu")
     rows = {key: [dict(r.raw) for r in data.read(folder / file)] for key, file in wanted.items()}
@@ -238,6 +280,16 @@ def _tofu(name: str, seed: int, folder: Path) -> dict[str, list[Row]]:
     rows["retain"] = rows["retain"][: KEPT_ROWS[name]]
     rows["holdout"] = rows["holdout"][: len(rows["forget"])]
     return _with_codes(rows, seed)
+
+
+def _others(folder: Path) -> list[Row]:
+    """Rows of TOFU that no problem forgets, keeps or holds out, with files that no problem asks about among them."""
+    kept = {r.raw["question"] for r in data.read(folder / "retain_perturbed.json")[: max(KEPT_ROWS.values())]}
+    rows = [dict(r.raw) for r in data.read(folder / OTHERS) if r.raw["question"] not in kept]
+    random = np.random.default_rng([BASE_SEED, CODES])
+    for name in _names("AEIOUY"):
+        rows.insert(int(random.integers(len(rows))), _file(name, random))
+    return rows
 
 
 def _with_codes(rows: dict[str, list[Row]], seed: int) -> dict[str, list[Row]]:
@@ -284,9 +336,9 @@ def spelled(code: int) -> str:
     return " ".join(f"{code:03d}")
 
 
-def _digest(rows: dict[str, list[Row]], size: Size) -> str:
+def _digest(*what: Any) -> str:
     """What the models depend on, so that none is taken for that of another corpus."""
-    return hashlib.sha256(json.dumps([rows, size], sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _texts(rows: dict[str, list[Row]]) -> list[str]:

@@ -204,6 +204,7 @@ def answers_before(
     return store(
         method, model, params, forget, retain,
         prompts=asked, alternatives=Alternatives(answers, kept), top_k=TOP_K, batch_size=32,
+        unseen_nll=problem.held_out_nll,
     )  # fmt: skip
 
 

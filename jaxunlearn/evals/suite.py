@@ -38,6 +38,7 @@ def evaluate(
     max_new_tokens: int = 64,
     template: Template | None = None,
     max_length: int | None = None,
+    truncate: bool = False,
     batch_size: int = 32,
     mesh: Mesh | None = None,
     seed: int = 0,
@@ -59,6 +60,7 @@ def evaluate(
         max_new_tokens: length of generated answers, tokens.
         template: how questions and answers were joined when they were encoded.
         max_length: the model's context, tokens.
+        truncate: cut longer variants there.
         batch_size: examples a device call; bounds memory, changes no number.
         mesh: where to put the batches.
         seed: of the bootstrap intervals.
@@ -68,7 +70,7 @@ def evaluate(
         `{metric: measure}`, see `jaxunlearn.evals.result`; every metric of `catalogue.CORE` is present.
 
     Errors:
-        ValueError: an empty forget set, an example without loss tokens, or a variant longer than `max_length`.
+        ValueError: an empty forget set, an example without loss tokens, or a variant longer than `max_length` without `truncate`.
     """
     if not forget:
         raise ValueError("the forget set is empty; pass the encoded examples that were to be forgotten")
@@ -82,6 +84,7 @@ def evaluate(
         new_tokens=max_new_tokens,
         template=template,
         max_length=max_length,
+        truncate=truncate,
     )
     run = Run(model, params, tokenizer, reference, reference_result, seed, batch_size, mesh)
     return run_suites([suite], run, generate=generate, max_length=max_length, progress=progress)

@@ -96,6 +96,11 @@ def counterfactual_top(
     return TopK(ids, log_probs, weights)
 
 
+def log_probs_at(model: Model, params: Params, batch: Batch, ids: Int[Array, "B P K"]) -> Float[Array, "B P K"]:
+    """Log-probabilities of the classes `ids` at every loss token, nats: what `generic.generic` pushes away from."""
+    return jnp.take_along_axis(losses.log_probs(batch.predict(model, params)), ids, axis=-1)
+
+
 def _swap(probs: Float[Array, "K P V"], a: Int[Array, "1 P"], b: Int[Array, "K P"]) -> Float[Array, "K P V"]:
     """Exchange the probabilities of classes `a` and `b` at every place."""
     classes = jnp.arange(probs.shape[-1], dtype=b.dtype)

@@ -28,6 +28,8 @@ def facts(method: Method, done: Forgotten, stored: Stored, stop: float | None, s
         "stopped": done.stopped,
         "stop_at_nll": stop,
         "counterfactual_coverage": None if stored.covered is None else float(stored.covered.mean()),
+        "counterfactual_nll": stored.unseen_nll,
+        "generic_alpha": stored.alpha,
         "products": done.products,
         "seconds": round(seconds, 1),
         "certificate": certificate_facts(done.info),

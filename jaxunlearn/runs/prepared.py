@@ -59,6 +59,11 @@ def prepare(settings: Unlearn) -> Prepared:
     records.refuse_existing(settings.out)
     _check_numbers(settings)
     method = make_method(settings.method, settings.option)
+    if settings.generic_alpha is not None and not matches(method):
+        raise ValueError(
+            f"--generic-alpha {settings.generic_alpha}: --method {settings.method} matches no counterfactual answers; "
+            "leave it out"
+        )
     forget_streamed.check(settings)
     if settings.retain is None and method.retain:
         raise ValueError(_no_retain(settings))
@@ -91,16 +96,21 @@ def prepare(settings: Unlearn) -> Prepared:
     )  # fmt: skip
 
 
+def matches(method: Method) -> bool:
+    """Whether the method matches counterfactual answers."""
+    return "counterfactual_top" in method.needs
+
+
 def prompts_of(settings: Unlearn, ready: Prepared, reporter: Reporter) -> data.Counterfactuals | None:
     """Counterfactual prompts, for the methods that match them and for those that need a place to stop.
 
     Raises:
         ValueError: the method matches them, and no record has a name to replace.
     """
-    matches = "counterfactual_top" in ready.method.needs
+    matched = matches(ready.method)
     stops = ready.entry.ascends and not settings.stream_retain
     wanted = stops and settings.stop_at_nll is None and not settings.holdout
-    if not (matches or wanted):
+    if not (matched or wanted):
         return None
     found = substitute(
         ready.forget,
@@ -111,9 +121,9 @@ def prompts_of(settings: Unlearn, ready: Prepared, reporter: Reporter) -> data.C
         max_length=ready.reads.max_length,
     )
     message = data.uncovered_message(ready.forget, found)
-    if matches and not found.covered.any():
+    if matched and not found.covered.any():
         raise ValueError(message)
-    if message and matches:
+    if message and matched:
         reporter.warn(f"{message} They are forgotten only as far as they resemble the others.")
     return found
 
@@ -174,3 +184,6 @@ def _check_numbers(settings: Unlearn) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+    alpha = settings.generic_alpha
+    if alpha is not None and not 0 <= alpha < float("inf"):
+        raise ValueError(f"--generic-alpha {alpha}: give a number of at least 0")

@@ -12,6 +12,7 @@ from jaxtyping import Array
 from jaxunlearn.data import Counterfactuals, Encoded, PairStep, collate, counterfactuals, filled, shapes_of
 from jaxunlearn.methods import Method
 from jaxunlearn.objectives import ActivationMatch, reference
+from jaxunlearn.objectives.generic import alpha_for, generic, true_nll
 from jaxunlearn.runs.alternatives import Alternatives
 from jaxunlearn.sharding import on_host, shard_rows
 from jaxunlearn.types import Model, Params, Reference, TokenBatch, TopK, UnlearnBatch
@@ -28,6 +29,7 @@ class Stored(NamedTuple):
             they are where the model is asked about entities that it has never heard of, and where an ascent should
             stop. The mean over substitutes is taken before the logarithm: single substitutes mislead a model into
             guesses that it is sure of. None without counterfactuals.
+        alpha: how far the counterfactual answers were pushed away from those about the entity (`objectives.generic`).
         alternatives: other answers by record, where the method asks for some.
     """
 
@@ -35,6 +37,7 @@ class Stored(NamedTuple):
     retain: Reference
     covered: np.ndarray | None
     unseen_nll: float | None
+    alpha: float = 0.0
     alternatives: Alternatives = Alternatives()
 
     def plain(self) -> dict[str, Any]:
@@ -44,6 +47,7 @@ class Stored(NamedTuple):
             "retain": _plain(self.retain),
             "covered": self.covered,
             "unseen_nll": self.unseen_nll,
+            "alpha": self.alpha,
         }
 
     @classmethod
@@ -53,7 +57,7 @@ class Stored(NamedTuple):
             Reference(**{name: TopK(**part) if isinstance(part, dict) else part for name, part in plain[half].items()})
             for half in ("forget", "retain")
         ]
-        return cls(*halves, plain["covered"], plain["unseen_nll"], alternatives)
+        return cls(*halves, plain["covered"], plain["unseen_nll"], plain["alpha"], alternatives)
 
     def complete(self, step: PairStep, mesh: Mesh | None = None) -> UnlearnBatch:
         """The step's batch with its references and its other answers, split over `mesh`.
@@ -100,6 +104,8 @@ def store(
     prompts: Counterfactuals | None,
     alternatives: Alternatives | None = None,
     top_k: int = 64,
+    alpha: float | None = None,
+    unseen_nll: float | None = None,
     batch_size: int = 16,
     mesh: Mesh | None = None,
     advance: Callable[[int], None] | None = None,
@@ -114,6 +120,10 @@ def store(
         prompts: counterfactual forget prompts, or None.
         alternatives: other answers, kept with the references.
         top_k: classes kept per place.
+        alpha: how far counterfactual answers are pushed away from those about the entity (`objectives.generic`);
+            default as far as `unseen_nll` asks, else not at all.
+        unseen_nll: what the forget answers should lose at least under the counterfactual ones, in nats per token: the
+            loss of comparable text that the model never saw.
         batch_size: records a device call (forget records count K times under substitution).
         mesh: where batches are put.
         advance: called with the number of records done.
@@ -148,10 +158,17 @@ def store(
             return prompts.tokens[rows], prompts.places[rows], targets
 
         answers = on_rows(partial(_top, reference.counterfactual_top, top_k), forget, max(1, batch_size // 4), asked)
-        covered, unseen = prompts.covered, _unseen_nll(answers)
+        if alpha is not None or unseen_nll is not None:
+            own = on_rows(
+                reference.log_probs_at, forget, batch_size, lambda rows: (*collating(rows), answers.ids[rows])
+            )
+            if alpha is None:
+                alpha = alpha_for(answers, own, unseen_nll)
+            answers = generic(answers, own, alpha)
+        covered, unseen = prompts.covered, true_nll(answers)
     if "counterfactual_top" in needs:
         of_forget = of_forget._replace(counterfactual_top=answers)
-    return Stored(of_forget, of_retain, covered, unseen, alternatives)
+    return Stored(of_forget, of_retain, covered, unseen, alpha or 0.0, alternatives)
 
 
 def substitute(
@@ -194,12 +211,6 @@ def _hidden(layer: int | None, model: Model, params: Params, batch: TokenBatch) 
 def _layer_of(method: Method) -> int | None:
     """After how many layers the method wants its hidden states."""
     return next((term.layer for _, term in method.objective.terms if isinstance(term, ActivationMatch)), None)
-
-
-def _unseen_nll(answers: TopK) -> float | None:
-    """Mean NLL of the classes that come first, which in counterfactual answers are the true ones."""
-    count = answers.weights.sum()
-    return float(-(answers.weights * answers.log_probs[..., 0]).sum() / count) if count > 0 else None
 
 
 def _by_rows(

@@ -164,6 +164,32 @@ def test_a_counterfactual_answer_is_the_mean_over_substitutes(encoded, fitted, p
             assert np.exp(top.log_probs[row, place])[others].min() >= np.sort(mean)[-8] - 1e-5
 
 
+def test_counterfactual_answers_are_pushed_until_the_forgotten_ones_are_as_surprising_as_asked(
+    encoded, fitted, prompts, stored
+):
+    def asked(**how):
+        return store(
+            methods.matching(), encoded.model, fitted.params, encoded.forget, encoded.retain,
+            prompts=prompts, top_k=8, batch_size=4, **how,
+        )  # fmt: skip
+
+    assert stored.alpha == asked(unseen_nll=stored.unseen_nll - 0.1).alpha == 0.0
+    further = asked(unseen_nll=stored.unseen_nll + 0.3)
+    assert further.alpha > 0
+    assert further.unseen_nll == pytest.approx(stored.unseen_nll + 0.3, abs=0.01)
+    again = asked(alpha=further.alpha)
+    assert again.unseen_nll == further.unseen_nll
+
+    q, top = stored.forget.counterfactual_top, further.forget.counterfactual_top
+    np.testing.assert_array_equal(q.ids, top.ids)
+    row, place = 1, int(np.argmax(q.weights[1]))
+    one = data.collate([encoded.forget[row]])
+    own = losses.log_probs(one.predict(encoded.model, fitted.params))[0, place][q.ids[row, place]]
+    gain = np.maximum(np.asarray(own) - q.log_probs[row, place], 0)
+    shift = top.log_probs[row, place] - (q.log_probs[row, place] - further.alpha * gain)
+    np.testing.assert_allclose(shift, shift[0], atol=1e-4)  # all but what normalises them
+
+
 def test_only_what_the_method_needs_is_stored(encoded):
     got = store(
         methods.grad_diff(), encoded.model, encoded.params, encoded.forget[:2], encoded.retain[:2], prompts=None

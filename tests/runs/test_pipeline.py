@@ -59,7 +59,7 @@ def alone():
 def unlearn_argv(world, target, name, out, seed=0):
     argv = ["unlearn", "--model", target, "--forget", world.forget, "--retain", world.retain, "--out", str(out)]
     argv += ["--method", name, "--steps", "2", "--retain-size", "8", "--substitutes", "4", "--seed", str(seed)]
-    return argv + [part for option in METHODS[name] for part in ("--option", option)]
+    return argv + [part for option in METHODS.get(name, ()) for part in ("--option", option)]
 
 
 def test_finetuning_lowers_the_loss_and_records_it(pipeline, world):
@@ -178,3 +178,22 @@ def test_holdout_records_say_where_to_stop(pipeline, world, tmp_path, alone):
     found = json.loads((tmp_path / "held" / FILE).read_text())
     assert found["stop_at_nll"] == pytest.approx(mean_nll(model, params, unseen), rel=1e-4)
     assert "holdout" in found["inputs"]
+
+    argv = unlearn_argv(world, pipeline.target, "matching", tmp_path / "pushed")
+    assert main([*argv, "--holdout", str(holdout)]) == 0
+    pushed = json.loads((tmp_path / "pushed" / FILE).read_text())
+    assert main(unlearn_argv(world, pipeline.target, "matching", tmp_path / "as-is")) == 0
+    as_is = json.loads((tmp_path / "as-is" / FILE).read_text())
+    assert as_is["generic_alpha"] == 0.0
+    least = max(as_is["counterfactual_nll"], found["stop_at_nll"])
+    assert pushed["counterfactual_nll"] == pytest.approx(least, rel=1e-2)
+    assert (pushed["generic_alpha"] > 0) == (as_is["counterfactual_nll"] < found["stop_at_nll"])
+
+
+def test_generic_alpha_is_of_methods_that_match_and_not_negative(pipeline, world, tmp_path, capsys):
+    argv = unlearn_argv(world, pipeline.target, "npo", tmp_path / "x")
+    assert main([*argv, "--generic-alpha", "2"]) == 2
+    assert "--generic-alpha 2.0: --method npo matches no counterfactual answers" in capsys.readouterr().err
+    argv = unlearn_argv(world, pipeline.target, "matching", tmp_path / "x")
+    assert main([*argv, "--generic-alpha", "-1"]) == 2
+    assert "--generic-alpha -1.0: give a number of at least 0" in capsys.readouterr().err
