@@ -34,6 +34,7 @@ from jaxunlearn.unlearn import init, unlearn_step
 ADAMW = optax.inject_hyperparams(optax.adamw, static_args="weight_decay")(learning_rate=1.0, weight_decay=0.0)
 LORA = Trainable(lora_rank=8)
 UNLEARNING_RANK = 8
+CORRUPT = 0.2
 SHARE_OF_STEPS = 4  # a tenth of the forget set gets at most a quarter of the steps
 
 
@@ -200,11 +201,14 @@ def answers_before(
     kept = None
     if "retain_alternative" in method.needs:
         kept = encode(refused([one.record for one in retain], seed=problem.seed + 1))
-    asked = prompts(problem, forget) if "counterfactual_top" in method.needs else None
+    asked = broken = None
+    if "counterfactual_top" in method.needs:
+        asked = prompts(problem, forget)
+        broken = data.corrupted(asked, problem.tokenizer, rate=CORRUPT, seed=problem.seed)
     return store(
         method, model, params, forget, retain,
         prompts=asked, alternatives=Alternatives(answers, kept), top_k=TOP_K, batch_size=32,
-        unseen_nll=problem.held_out_nll,
+        unseen_nll=problem.held_out_nll, corrupted=broken,
     )  # fmt: skip
 
 

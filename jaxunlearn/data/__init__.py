@@ -6,7 +6,7 @@ forget questions about people who do not exist; `corpus` and `train_tokenizer` m
 
 from jaxunlearn.data.batches import PairStep, Step, batches, collate, filled, pair, shapes_of, steps_per_epoch
 from jaxunlearn.data.corpus import Corpus, corpus, training_texts
-from jaxunlearn.data.counterfactual import Counterfactuals, counterfactuals, uncovered_message
+from jaxunlearn.data.counterfactual import Counterfactuals, corrupted, counterfactuals, uncovered_message
 from jaxunlearn.data.encode import Encoded, encode
 from jaxunlearn.data.errors import DataError
 from jaxunlearn.data.names import substitutes
@@ -32,6 +32,7 @@ __all__ = [
     "check_overlap",
     "collate",
     "corpus",
+    "corrupted",
     "counterfactuals",
     "encode",
     "filled",

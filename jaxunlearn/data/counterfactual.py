@@ -103,6 +103,36 @@ def counterfactuals(
     return _packed(encoded, replaced, aligned, k, places, pad_id)
 
 
+def corrupted(found: Counterfactuals, tokenizer: Tokenizer, *, rate: float, seed: int = 0) -> Counterfactuals:
+    """The replaced sequences with a share of their tokens drawn anew from all of them.
+
+    A record learned by heart goes on by itself once it has begun, whoever it is about. Where some of the words so far
+    are others, in every substitute others, it does not, and the mean over substitutes is what the language alone says.
+
+    Args:
+        found: counterfactual prompts.
+        tokenizer: its special tokens stay, and so does padding.
+        rate: share of the other tokens, 0 to 1; 0.2 suffices where a record has 30 tokens.
+        seed: fixes which, and what stands there instead.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> tokens = np.arange(12).reshape(1, 2, 6)
+        >>> prompts = Counterfactuals(tokens, np.zeros((1, 2, 1), np.int32), np.ones(1))
+        >>> got = corrupted(prompts, SimpleNamespace(all_special_ids=[1]), rate=1.0).tokens
+        >>> got[0, 0, :2].tolist(), set(got.ravel().tolist()) <= set(range(12))
+        ([0, 1], True)
+    """
+    if not 0 <= rate <= 1:
+        raise DataError(f"rate={rate} of the tokens. Give a number from 0 to 1.")
+    random = np.random.default_rng([seed, 7])
+    free = ~np.isin(found.tokens, [0, *tokenizer.all_special_ids])
+    hit = free & (random.random(found.tokens.shape) < rate)
+    tokens = found.tokens.copy()
+    tokens[hit] = random.choice(found.tokens[free], int(hit.sum()))
+    return found._replace(tokens=tokens)
+
+
 def entities_of(record: Record, names: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     """The entities to replace; empty when nothing in the prompt tells whom the record is about.
 

@@ -70,7 +70,8 @@ def evaluate(
         `{metric: measure}`, see `jaxunlearn.evals.result`; every metric of `catalogue.CORE` is present.
 
     Errors:
-        ValueError: an empty forget set, an example without loss tokens, or a variant longer than `max_length` without `truncate`.
+        ValueError: an empty forget set, an example without loss tokens, or a variant
+            longer than `max_length` without `truncate`.
     """
     if not forget:
         raise ValueError("the forget set is empty; pass the encoded examples that were to be forgotten")

@@ -29,6 +29,7 @@ def facts(method: Method, done: Forgotten, stored: Stored, stop: float | None, s
         "stop_at_nll": stop,
         "counterfactual_coverage": None if stored.covered is None else float(stored.covered.mean()),
         "counterfactual_nll": stored.unseen_nll,
+        "corrupted": stored.corrupted,
         "generic_alpha": stored.alpha,
         "products": done.products,
         "seconds": round(seconds, 1),

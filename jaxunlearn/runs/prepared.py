@@ -184,6 +184,8 @@ def _check_numbers(settings: Unlearn) -> None:
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value}: give a number of at least 1")
+    if not 0 <= settings.corrupt <= 1:
+        raise ValueError(f"--corrupt {settings.corrupt}: give a share from 0 to 1")
     alpha = settings.generic_alpha
     if alpha is not None and not 0 <= alpha < float("inf"):
         raise ValueError(f"--generic-alpha {alpha}: give a number of at least 0")

@@ -29,6 +29,7 @@ class Stored(NamedTuple):
             they are where the model is asked about entities that it has never heard of, and where an ascent should
             stop. The mean over substitutes is taken before the logarithm: single substitutes mislead a model into
             guesses that it is sure of. None without counterfactuals.
+        corrupted: whether the counterfactual prompts were the corrupted ones.
         alpha: how far the counterfactual answers were pushed away from those about the entity (`objectives.generic`).
         alternatives: other answers by record, where the method asks for some.
     """
@@ -37,6 +38,7 @@ class Stored(NamedTuple):
     retain: Reference
     covered: np.ndarray | None
     unseen_nll: float | None
+    corrupted: bool = False
     alpha: float = 0.0
     alternatives: Alternatives = Alternatives()
 
@@ -47,6 +49,7 @@ class Stored(NamedTuple):
             "retain": _plain(self.retain),
             "covered": self.covered,
             "unseen_nll": self.unseen_nll,
+            "corrupted": self.corrupted,
             "alpha": self.alpha,
         }
 
@@ -57,7 +60,7 @@ class Stored(NamedTuple):
             Reference(**{name: TopK(**part) if isinstance(part, dict) else part for name, part in plain[half].items()})
             for half in ("forget", "retain")
         ]
-        return cls(*halves, plain["covered"], plain["unseen_nll"], plain["alpha"], alternatives)
+        return cls(*halves, plain["covered"], plain["unseen_nll"], plain["corrupted"], plain["alpha"], alternatives)
 
     def complete(self, step: PairStep, mesh: Mesh | None = None) -> UnlearnBatch:
         """The step's batch with its references and its other answers, split over `mesh`.
@@ -106,6 +109,7 @@ def store(
     top_k: int = 64,
     alpha: float | None = None,
     unseen_nll: float | None = None,
+    corrupted: Counterfactuals | None = None,
     batch_size: int = 16,
     mesh: Mesh | None = None,
     advance: Callable[[int], None] | None = None,
@@ -124,6 +128,7 @@ def store(
             default as far as `unseen_nll` asks, else not at all.
         unseen_nll: what the forget answers should lose at least under the counterfactual ones, in nats per token: the
             loss of comparable text that the model never saw.
+        corrupted: what is asked instead of `prompts` where those leave the answers less surprising than that.
         batch_size: records a device call (forget records count K times under substitution).
         mesh: where batches are put.
         advance: called with the number of records done.
@@ -149,15 +154,22 @@ def store(
     of_retain = Reference(**{name: part for name, part in found.items() if name.startswith("retain")})
     of_forget = Reference(**{name: part for name, part in found.items() if not name.startswith("retain")})
     answers = unseen = covered = None
+    used = False
     if prompts is not None:
         collating = _collating(forget)
 
-        def asked(rows: np.ndarray) -> tuple[np.ndarray, ...]:
-            (batch,) = collating(rows)
-            targets = np.take_along_axis(batch.tokens, batch.positions, axis=1)
-            return prompts.tokens[rows], prompts.places[rows], targets
+        def answers_to(prompts: Counterfactuals) -> TopK:
+            def asked(rows: np.ndarray) -> tuple[np.ndarray, ...]:
+                (batch,) = collating(rows)
+                targets = np.take_along_axis(batch.tokens, batch.positions, axis=1)
+                return prompts.tokens[rows], prompts.places[rows], targets
 
-        answers = on_rows(partial(_top, reference.counterfactual_top, top_k), forget, max(1, batch_size // 4), asked)
+            return on_rows(partial(_top, reference.counterfactual_top, top_k), forget, max(1, batch_size // 4), asked)
+
+        answers = answers_to(prompts)
+        used = corrupted is not None and unseen_nll is not None and (true_nll(answers) or np.inf) < unseen_nll
+        if used:
+            answers = answers_to(corrupted)
         if alpha is not None or unseen_nll is not None:
             own = on_rows(
                 reference.log_probs_at, forget, batch_size, lambda rows: (*collating(rows), answers.ids[rows])
@@ -168,7 +180,7 @@ def store(
         covered, unseen = prompts.covered, true_nll(answers)
     if "counterfactual_top" in needs:
         of_forget = of_forget._replace(counterfactual_top=answers)
-    return Stored(of_forget, of_retain, covered, unseen, alpha or 0.0, alternatives)
+    return Stored(of_forget, of_retain, covered, unseen, used, alpha or 0.0, alternatives)
 
 
 def substitute(

@@ -79,8 +79,11 @@ def unlearn(settings: Unlearn) -> Path:
         if holdout and not settings.stream_retain and (entry.ascends or matches(method)):
             unseen = work.keep("holdout", lambda: mean_nll(model, params, holdout, mesh=mesh))
         with reporter.stage("asking the original model", len(forget_set)) as stage:
+            broken = None
+            if unseen is not None and prompts is not None and settings.corrupt > 0:
+                broken = data.corrupted(prompts, reads.tokenizer, rate=settings.corrupt, seed=settings.seed)
             how = {"top_k": settings.top_k, "alpha": settings.generic_alpha, "unseen_nll": unseen, "mesh": mesh}
-            ask = partial(store, prompts=prompts, alternatives=others, **how)
+            ask = partial(store, prompts=prompts, corrupted=broken, alternatives=others, **how)
             asked = (method, model, params, forget_set, retain_set)
             said = work.keep("references", lambda: ask(*asked, advance=stage.advance).plain())
             stored = Stored.of(said, others)
@@ -176,9 +179,10 @@ def unlearn(settings: Unlearn) -> Path:
 
 def _tell_answers(reporter: Reporter, stored: Stored, unseen: float | None) -> None:
     """How surprising the forgotten answers are under those that will be matched."""
-    pushed = f" pushed away from the entity's own (alpha {stored.alpha:.3g})" if stored.alpha else ""
+    where = " of corrupted prompts" if stored.corrupted else ""
+    pushed = f", pushed away from the entity's own (alpha {stored.alpha:.3g})," if stored.alpha else ""
     loss = f"{stored.unseen_nll:.3f} nats per token"
-    reporter.say(f"under counterfactual answers{pushed} the forgotten ones lose {loss}")
+    reporter.say(f"under the counterfactual answers{where}{pushed} the forgotten ones lose {loss}")
     if unseen is not None and stored.unseen_nll < 0.95 * unseen:
         reporter.warn(
             f"holdout records lose {unseen:.3f}: what is matched still knows the forget records, which give themselves "

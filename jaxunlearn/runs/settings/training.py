@@ -111,7 +111,7 @@ class Unlearn:
     model has on the same answers about people that do not exist."""
     holdout: str | None = None
     """Comparable records the model never saw. Their loss replaces the estimate above as the place to stop, and methods
-    that match counterfactual answers make the forgotten ones at least as surprising (see --generic-alpha)."""
+    that match counterfactual answers make the forgotten ones at least as surprising (--corrupt, --generic-alpha)."""
     request: int | None = None
     """Number of this request, to be checked against the ledger of a model that has answered others before."""
     replay: bool = False
@@ -120,9 +120,12 @@ class Unlearn:
     """Unseen names that replace each entity in counterfactual prompts."""
     top_k: int = 64
     """Likeliest tokens kept of each stored distribution."""
+    corrupt: float = 0.2
+    """Share of the other tokens of counterfactual prompts that are replaced too, where the forget records give
+    themselves away whoever is named: where their loss under other names is less than that of --holdout."""
     generic_alpha: float | None = None
-    """How far counterfactual answers are pushed away from what the model says of the entity itself, for records that
-    give themselves away whoever is named. Default: as far as --holdout asks, else 0."""
+    """How far counterfactual answers are pushed away from what the model says of the entity itself. Default: as far as
+    the loss of --holdout asks, else 0."""
     anchor: Path | None = None
     """With anchored_matching: the checkpoint that the anchor holds to, that of which --option factors was taken, where
     requests before this one have moved --model away from it. Default: --model."""
