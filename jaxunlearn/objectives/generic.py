@@ -40,9 +40,10 @@ def generic(q: TopK, own: Float[np.ndarray, "B P K"], alpha: float) -> TopK:
     """
     from scipy.special import log_softmax
 
-    log_q, log_p = (np.concatenate([x, _rest(x)], axis=-1) for x in (q.log_probs, own))
+    kept = np.asarray(q.log_probs)
+    log_q, log_p = (np.concatenate([x, _rest(x)], axis=-1) for x in (kept, own))
     pushed = log_q - alpha * np.maximum(log_p - log_q, 0.0)
-    return q._replace(log_probs=log_softmax(pushed, axis=-1)[..., :-1].astype(q.log_probs.dtype))
+    return q._replace(log_probs=log_softmax(pushed, axis=-1)[..., :-1].astype(kept.dtype))
 
 
 def true_nll(answers: TopK) -> float | None:

@@ -167,16 +167,18 @@ def store(
             return on_rows(partial(_top, reference.counterfactual_top, top_k), forget, max(1, batch_size // 4), asked)
 
         answers = answers_to(prompts)
-        used = corrupted is not None and unseen_nll is not None and (true_nll(answers) or np.inf) < unseen_nll
+        low = unseen_nll is not None and (true_nll(answers) or np.inf) < unseen_nll
+        used = low and corrupted is not None
         if used:
             answers = answers_to(corrupted)
-        if alpha is not None or unseen_nll is not None:
-            own = on_rows(
-                reference.log_probs_at, forget, batch_size, lambda rows: (*collating(rows), answers.ids[rows])
-            )
-            if alpha is None:
-                alpha = alpha_for(answers, own, unseen_nll)
-            answers = generic(answers, own, alpha)
+        if alpha or (low and alpha is None):
+
+            def at_answers(rows: np.ndarray) -> tuple[TokenBatch, np.ndarray]:
+                return *collating(rows), answers.ids[rows]
+
+            own = on_rows(reference.log_probs_at, forget, batch_size, at_answers)
+            alpha = alpha_for(answers, own, unseen_nll) if alpha is None else alpha
+            answers = generic(answers, own, alpha) if alpha else answers
         covered, unseen = prompts.covered, true_nll(answers)
     if "counterfactual_top" in needs:
         of_forget = of_forget._replace(counterfactual_top=answers)

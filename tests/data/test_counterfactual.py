@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from jaxunlearn.data import (
     DataError,
+    corrupted,
     counterfactuals,
     encode,
     from_rows,
@@ -154,6 +155,26 @@ def test_supplied_names_are_taken_in_turn_and_sequences_cut_at_the_context(small
     for wrong in ("Initech", [], [""]):
         with pytest.raises(DataError, match="Give a list with at least one name"):
             counterfactuals(encoded, small_tokenizer, names={"Acme": wrong})
+
+
+def test_corrupted_prompts_keep_special_tokens_padding_and_places(small_tokenizer):
+    rows = [
+        {"question": f"Where does Ada Byron live in year {n}?", "answer": "Ada lives by the sea."} for n in range(9)
+    ]
+    found = counterfactuals(encode(from_rows(rows), small_tokenizer, max_length=64), small_tokenizer, k=8)
+    got = corrupted(found, small_tokenizer, rate=0.3, seed=1)
+    fixed = np.isin(found.tokens, [0, *small_tokenizer.all_special_ids])
+    np.testing.assert_array_equal(got.tokens[fixed], found.tokens[fixed])
+    assert set(got.tokens[~fixed].tolist()) <= set(found.tokens[~fixed].tolist())
+    changed = (got.tokens != found.tokens)[~fixed].mean()
+    assert 0.2 < changed < 0.3  # some are drawn to be what they were
+    np.testing.assert_array_equal(got.places, found.places)
+    np.testing.assert_array_equal(got.covered, found.covered)
+    assert (got.tokens[0, 0] != got.tokens[0, 1]).any(), "in every substitute other words"
+    np.testing.assert_array_equal(corrupted(found, small_tokenizer, rate=0.3, seed=1).tokens, got.tokens)
+    np.testing.assert_array_equal(corrupted(found, small_tokenizer, rate=0.0).tokens, found.tokens)
+    with pytest.raises(DataError, match=r"rate=1\.2"):
+        corrupted(found, small_tokenizer, rate=1.2)
 
 
 def test_records_about_nobody_are_named_with_the_remedy(small_tokenizer):

@@ -190,6 +190,32 @@ def test_counterfactual_answers_are_pushed_until_the_forgotten_ones_are_as_surpr
     np.testing.assert_allclose(shift, shift[0], atol=1e-4)  # all but what normalises them
 
 
+def test_corrupted_prompts_are_asked_only_where_the_others_give_the_answers_away(
+    encoded, fitted, prompts, stored, world
+):
+    broken = data.corrupted(prompts, world.tokenizer, rate=0.5)
+
+    def asked(unseen_nll, **how):
+        return store(
+            methods.matching(), encoded.model, fitted.params, encoded.forget, encoded.retain,
+            prompts=prompts, top_k=8, batch_size=4, unseen_nll=unseen_nll, **how,
+        )  # fmt: skip
+
+    enough = asked(stored.unseen_nll - 0.1, corrupted=broken)
+    assert not enough.corrupted
+    np.testing.assert_array_equal(
+        enough.forget.counterfactual_top.log_probs, stored.forget.counterfactual_top.log_probs
+    )
+    more = asked(stored.unseen_nll + 0.1, corrupted=broken)
+    assert more.corrupted
+    direct = store(
+        methods.matching(), encoded.model, fitted.params, encoded.forget, encoded.retain,
+        prompts=broken, top_k=8, batch_size=4, alpha=more.alpha,
+    )  # fmt: skip
+    np.testing.assert_array_equal(more.forget.counterfactual_top.log_probs, direct.forget.counterfactual_top.log_probs)
+    assert not asked(stored.unseen_nll + 0.1).corrupted
+
+
 def test_only_what_the_method_needs_is_stored(encoded):
     got = store(
         methods.grad_diff(), encoded.model, encoded.params, encoded.forget[:2], encoded.retain[:2], prompts=None
