@@ -37,6 +37,7 @@ from jaxunlearn.runs.options import options_of
 from jaxunlearn.runs.prepared import Prepared, batch_sizes, prompts_of
 from jaxunlearn.runs.programs import PROGRAMS, Program, abstract, model_of, state_of
 from jaxunlearn.runs.progress import Reporter
+from jaxunlearn.runs.references import asked_of
 from jaxunlearn.runs.settings import Finetune, Spectrum, StoreCurvature, Unlearn
 from jaxunlearn.runs.spectrum_work import work_of
 from jaxunlearn.types import Batch
@@ -187,9 +188,7 @@ def told(command: str, out: Path | None) -> Iterator[tuple[Reporter, dict[str, s
 
 def _asking(ready: Prepared, substitutes: int, found: Checkpoint, mesh: Mesh) -> Work:
     """What the original model is asked before the first step, in forward passes over rows like those to forget."""
-    sets = {"forget": ready.forget, "alternative": ready.others.forget, "retain": ready.retain}
-    asked = sum(len(sets.get(name.partition("_")[0]) or ()) for name in ready.method.needs)
-    asked += substitutes * len(ready.forget)
+    asked = asked_of(ready.method, ready.forget, ready.retain, ready.others) + substitutes * len(ready.forget)
     batch = next(batches(ready.forget, min(16, len(ready.forget)))).batch
     return Work("asking the original model", _forward(found, batch, mesh), -(-asked // len(batch.tokens)))
 

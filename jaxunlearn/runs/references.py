@@ -185,6 +185,12 @@ def store(
     return Stored(of_forget, of_retain, covered, unseen, used, alpha or 0.0, alternatives)
 
 
+def asked_of(method: Method, forget: Sequence, retain: Sequence, alternatives: Alternatives) -> int:
+    """How many records the model is asked about for what `method` needs, counterfactual prompts apart."""
+    sets = {"forget": forget, "alternative": alternatives.forget, "retain": retain}
+    return sum(len(sets.get(name.partition("_")[0]) or ()) for name in method.needs)
+
+
 def substitute(
     forget: Sequence[Encoded],
     retain: Sequence[Encoded],

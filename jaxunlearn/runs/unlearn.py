@@ -15,7 +15,7 @@ from jaxunlearn.runs.forget import forget
 from jaxunlearn.runs.forget_streamed import forget_streamed
 from jaxunlearn.runs.prepared import batch_sizes, matches, prepare, prompts_of
 from jaxunlearn.runs.progress import Reporter
-from jaxunlearn.runs.references import Stored, store
+from jaxunlearn.runs.references import Stored, asked_of, store
 from jaxunlearn.runs.settings import Unlearn
 from jaxunlearn.runs.trackers import HISTORY
 from jaxunlearn.runs.work import Work, finished
@@ -78,16 +78,19 @@ def unlearn(settings: Unlearn) -> Path:
         unseen = None
         if holdout and not settings.stream_retain and (entry.ascends or matches(method)):
             unseen = work.keep("holdout", lambda: mean_nll(model, params, holdout, mesh=mesh))
-        with reporter.stage("asking the original model", len(forget_set)) as stage:
-            broken = None
-            if unseen is not None and prompts is not None and settings.corrupt > 0:
-                broken = data.corrupted(prompts, reads.tokenizer, rate=settings.corrupt, seed=settings.seed)
+        broken = None
+        if unseen is not None and prompts is not None and settings.corrupt > 0:
+            broken = data.corrupted(prompts, reads.tokenizer, rate=settings.corrupt, seed=settings.seed)
+        pushed = unseen is not None or settings.generic_alpha is not None
+        passes = 0 if prompts is None else 1 + (broken is not None) + pushed
+        most = asked_of(method, forget_set, retain_set, others) + passes * len(forget_set)
+        with reporter.stage("asking the original model", max(1, most)) as stage:
             how = {"top_k": settings.top_k, "alpha": settings.generic_alpha, "unseen_nll": unseen, "mesh": mesh}
             ask = partial(store, prompts=prompts, corrupted=broken, alternatives=others, **how)
             asked = (method, model, params, forget_set, retain_set)
             said = work.keep("references", lambda: ask(*asked, advance=stage.advance).plain())
             stored = Stored.of(said, others)
-        if matches(method) and (unseen or stored.alpha):
+        if matches(method):
             _tell_answers(reporter, stored, unseen)
         stop = settings.stop_at_nll
         if stop is None and entry.ascends and not settings.stream_retain:
@@ -182,7 +185,8 @@ def _tell_answers(reporter: Reporter, stored: Stored, unseen: float | None) -> N
     where = " of corrupted prompts" if stored.corrupted else ""
     pushed = f", pushed away from the entity's own (alpha {stored.alpha:.3g})," if stored.alpha else ""
     loss = f"{stored.unseen_nll:.3f} nats per token"
-    reporter.say(f"under the counterfactual answers{where}{pushed} the forgotten ones lose {loss}")
+    asks = "; --holdout would say whether that is enough" if unseen is None else ""
+    reporter.say(f"under the counterfactual answers{where}{pushed} the forgotten ones lose {loss}{asks}")
     if unseen is not None and stored.unseen_nll < 0.95 * unseen:
         reporter.warn(
             f"holdout records lose {unseen:.3f}: what is matched still knows the forget records, which give themselves "
