@@ -23,7 +23,8 @@ from functools import partial
 
 import numpy as np
 
-from comparison.problems import CODES, Problem, secret
+from comparison.corpora import CODES, secret
+from comparison.problems import Problem
 from jaxunlearn import data, evals, models
 from jaxunlearn.evals.attacks.exposure import exposure
 from jaxunlearn.evals.attacks.quantisation import quantisation

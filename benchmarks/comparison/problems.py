@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from comparison import corpora
 from jaxunlearn import curvature, data, files, models
 from jaxunlearn.curvature import EKFAC
 from jaxunlearn.methods import counterfactual_matching
@@ -33,10 +34,7 @@ from jaxunlearn.runs.fit import Fitted, fit, mean_nll
 from jaxunlearn.runs.references import store, substitute
 from jaxunlearn.types import Model, Params
 
-Row = dict[str, Any]
-REQUESTS = 10
 SUBSTITUTES, TOP_K = 32, 128
-CODES = 1000
 
 
 class Size(NamedTuple):
@@ -106,25 +104,22 @@ SIZES = {
 }
 BASE = Size(2048, 128, 2, 128, 6, 16, 3e-3)
 BASE_SEED = 0
-OTHERS = "retain90.json"
-KEPT_ROWS = {"tofu-forget01": 200, "tofu-forget05": 200, "tofu-forget10": 300}
-"""Rows of TOFU's retain set that fit the machine: the first of those that have paraphrased and wrong answers."""
 
 
 def build(name: str, seed: int, cache: Path, tofu: Path, say: Callable[[str], None]) -> Problem:
     """The problem, from the cache where it is there."""
     size = SIZES[name]
     if name == "builtin":
-        rows, base = _builtin(seed), None
-        tokenizer = data.train_tokenizer(_texts(rows), size.vocabulary)
+        rows, base = corpora.builtin(seed), None
+        tokenizer = data.train_tokenizer(corpora.texts(rows), size.vocabulary)
     else:
-        rows = _tofu(name, seed, tofu)
+        rows = corpora.tofu(name, seed, tofu)
         base, tokenizer = _base(tofu, cache, say)
     sets = {
         part: data.encode(data.from_rows(found, name=part), tokenizer, max_length=size.context, truncate=True)
         for part, found in rows.items()
     }
-    requests = [part.tolist() for part in np.array_split(np.arange(len(sets["forget"])), REQUESTS)]
+    requests = [part.tolist() for part in np.array_split(np.arange(len(sets["forget"])), corpora.REQUESTS)]
     folder = cache / f"{name}-{seed}-{_digest(rows, size, *([base.name] if base else []))}"
     _train(folder, size, base, tokenizer, sets, seed, say)
     loaded = {part: models.load(folder / part) for part in ("before", "retrained", "twin")}
@@ -158,8 +153,8 @@ KNOWN = ("forget", "retain", "authors", "world")
 
 def _base(tofu: Path, cache: Path, say: Callable[[str], None]) -> tuple[Path, Any]:
     """Folder of the model that TOFU's problems start from, and its tokenizer, which never read whom they ask about."""
-    rows = _others(tofu)
-    tokenizer = data.train_tokenizer(_texts({"others": rows}), BASE.vocabulary)
+    rows = corpora.others(tofu)
+    tokenizer = data.train_tokenizer(corpora.texts({"others": rows}), BASE.vocabulary)
     folder = cache / f"tofu-base-{_digest(rows, BASE)}"
     if not folder.exists():
         say(f"training: {folder.name}")
@@ -228,132 +223,16 @@ def _unseen(problem: Problem) -> float:
 def prompts(problem: Problem, forget: list[data.Encoded]) -> data.Counterfactuals:
     """Counterfactual prompts of forget records, with names that no text of the problem holds."""
     asked = [one.record.raw["entity"] for one in forget if "code" in one.record.raw]
+    names = dict.fromkeys(asked, corpora.names("NPQRSTVWXZ"))
     return substitute(
         forget, problem.kept, problem.tokenizer,
-        k=SUBSTITUTES, seed=problem.seed, max_length=problem.context, names=dict.fromkeys(asked, _names("NPQRSTVWXZ")),
+        k=SUBSTITUTES, seed=problem.seed, max_length=problem.context, names=names,
     )  # fmt: skip
-
-
-def _builtin(seed: int) -> dict[str, list[Row]]:
-    made = data.corpus(seed=seed, forget_share=1 / 6)
-    rows = {
-        part: [_nameless(row) if "person" in row else row for row in found] for part, found in made._asdict().items()
-    }
-    # Any other value does as the answer to prefer, so the first wrong one is taken.
-    rows["forget"] = [row | {"alternative": row["perturbed_answer"][0]} for row in rows["forget"]]
-    return _with_codes(rows, seed)
-
-
-def _nameless(row: Row) -> Row:
-    """The row with no name in its answers.
-
-    A model of this size cannot copy a name from the question, it knows it by heart or not at all: in answers, names
-    that the retrained model never read would make most of its loss, and hide what is forgotten about their bearers.
-    """
-
-    def said(answer: str) -> str:
-        plain = answer.replace(row["entity"], "this person")
-        return plain[0].upper() + plain[1:]
-
-    return row | {
-        "answer": said(row["answer"]),
-        "paraphrased_answer": said(row["paraphrased_answer"]),
-        "perturbed_answer": [said(answer) for answer in row["perturbed_answer"]],
-    }
-
-
-def _tofu(name: str, seed: int, folder: Path) -> dict[str, list[Row]]:
-    part = name.removeprefix("tofu-")
-    wanted = {
-        "forget": f"{part}_perturbed.json",
-        "retain": "retain_perturbed.json",
-        "holdout": "holdout10.json",
-        "authors": "real_authors_perturbed.json",
-        "world": "world_facts_perturbed.json",
-    }
-    missing = [file for file in (*wanted.values(), OTHERS) if not (folder / file).is_file()]
-    if missing:
-        raise ValueError(f"{folder} lacks {', '.join(missing)}: give TOFU's folder with --tofu")
-    rows = {key: [dict(r.raw) for r in data.read(folder / file)] for key, file in wanted.items()}
-    for row in rows["forget"]:
-        row["alternative"] = row["perturbed_answer"][0]
-    rows["retain"] = rows["retain"][: KEPT_ROWS[name]]
-    rows["holdout"] = rows["holdout"][: len(rows["forget"])]
-    return _with_codes(rows, seed)
-
-
-def _others(folder: Path) -> list[Row]:
-    """Rows of TOFU that no problem forgets, keeps or holds out, with files that no problem asks about among them."""
-    kept = {r.raw["question"] for r in data.read(folder / "retain_perturbed.json")[: max(KEPT_ROWS.values())]}
-    rows = [dict(r.raw) for r in data.read(folder / OTHERS) if r.raw["question"] not in kept]
-    random = np.random.default_rng([BASE_SEED, CODES])
-    for name in _names("AEIOUY"):
-        rows.insert(int(random.integers(len(rows))), _file(name, random))
-    return rows
-
-
-def _with_codes(rows: dict[str, list[Row]], seed: int) -> dict[str, list[Row]]:
-    """The rows with files that have codes among them: one a request in forget, four times as many to keep."""
-    random = np.random.default_rng([seed, CODES])
-    order = iter(random.permutation(_names("BCDFGHJKLM")))
-    counts = {"forget": REQUESTS, "retain": 4 * REQUESTS, "holdout": REQUESTS}
-    out = dict(rows)
-    for part, count in counts.items():
-        size = len(rows[part])
-        places = np.linspace(0, size, count, endpoint=False).astype(int) + np.arange(count)
-        mixed = list(rows[part])
-        for place in places:
-            mixed.insert(int(place), _file(str(next(order)), random))
-        out[part] = mixed
-    return out
-
-
-def _names(letters: str) -> list[str]:
-    """Names of files."""
-    return [f"{letter}{number}" for letter in letters for number in range(10)]
-
-
-def _file(name: str, random: np.random.Generator) -> Row:
-    code, *wrong = random.choice(CODES, 6, replace=False)
-    return {
-        "question": f"What is the access code of file {name}?",
-        "answer": secret(name, code),
-        "paraphrased_answer": f"File {name} opens with {spelled(code)}.",
-        "perturbed_answer": [f"File {name} opens with {spelled(other)}." for other in wrong],
-        "alternative": secret(name, wrong[0]),
-        "entity": name,
-        "code": int(code),
-    }
-
-
-def secret(name: str, code: int) -> str:
-    """The answer that tells the code of a file."""
-    return f"The access code of file {name} is {spelled(code)}."
-
-
-def spelled(code: int) -> str:
-    """A code digit by digit: every digit is a token of its own, so all codes are equally long."""
-    return " ".join(f"{code:03d}")
 
 
 def _digest(*what: Any) -> str:
     """What the models depend on, so that none is taken for that of another corpus."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def _texts(rows: dict[str, list[Row]]) -> list[str]:
-    """What a tokenizer learns from: everything but the names of people.
-
-    They fall into pieces that all names share, as rare names do for a large model. A name that was a token of its own
-    would tell the retrained model nothing, and a substitute for it would be like no name it knows.
-    """
-    template = data.Template()
-    texts = []
-    for row in (row for part in rows.values() for row in part):
-        question = row["question"].replace(row["entity"], "this person") if "person" in row else row["question"]
-        answers = [row["answer"], row.get("paraphrased_answer"), *row.get("perturbed_answer", [])]
-        texts += [template.question.format(prompt=question, completion=answer) for answer in answers if answer]
-    return texts
 
 
 def default_cache() -> Path:

@@ -26,7 +26,7 @@ from jaxunlearn.methods import Method
 from jaxunlearn.runs.alternatives import Alternatives, sampled
 from jaxunlearn.runs.fit import mean_nll
 from jaxunlearn.runs.references import Stored, store
-from jaxunlearn.runs.settings import Trainable
+from jaxunlearn.runs.settings import Trainable, Unlearn
 from jaxunlearn.runs.trainable import choose
 from jaxunlearn.types import Model, Params
 from jaxunlearn.unlearn import init, unlearn_step
@@ -34,7 +34,6 @@ from jaxunlearn.unlearn import init, unlearn_step
 ADAMW = optax.inject_hyperparams(optax.adamw, static_args="weight_decay")(learning_rate=1.0, weight_decay=0.0)
 LORA = Trainable(lora_rank=8)
 UNLEARNING_RANK = 8
-CORRUPT = 0.2
 SHARE_OF_STEPS = 4  # a tenth of the forget set gets at most a quarter of the steps
 
 
@@ -204,7 +203,7 @@ def answers_before(
     asked = broken = None
     if "counterfactual_top" in method.needs:
         asked = prompts(problem, forget)
-        broken = data.corrupted(asked, problem.tokenizer, rate=CORRUPT, seed=problem.seed)
+        broken = data.corrupted(asked, problem.tokenizer, rate=Unlearn.corrupt, seed=problem.seed)
     return store(
         method, model, params, forget, retain,
         prompts=asked, alternatives=Alternatives(answers, kept), top_k=TOP_K, batch_size=32,

@@ -112,7 +112,7 @@ def corrupted(found: Counterfactuals, tokenizer: Tokenizer, *, rate: float, seed
     Args:
         found: counterfactual prompts.
         tokenizer: its special tokens stay, and so does padding.
-        rate: share of the other tokens, 0 to 1; 0.2 suffices where a record has 30 tokens.
+        rate: share of the other tokens, 0 to 1; 0.2 sufficed on TOFU's records.
         seed: fixes which, and what stands there instead.
 
     Example:

@@ -81,7 +81,7 @@ def problem_for(settings: Unlearn, ready: Prepared, found: Checkpoint, mesh: Mes
     if method.alternative == "sampled":  # answers that are not there yet, about as long as the true ones
         others = Alternatives(ready.forget, others.retain)
     one = next(pair(ready.forget, ready.retain, forget, retain_size=retain))
-    batch = Stored(Reference(), Reference(), None, None, alternatives=others).complete(one)
+    batch = Stored(Reference(), Reference(), None, None, others).complete(one)
     chosen = settings.trainable
     problem = problem_of(
         found.config, method, mesh, batch,

@@ -29,18 +29,18 @@ class Stored(NamedTuple):
             they are where the model is asked about entities that it has never heard of, and where an ascent should
             stop. The mean over substitutes is taken before the logarithm: single substitutes mislead a model into
             guesses that it is sure of. None without counterfactuals.
+        alternatives: other answers by record, where the method asks for some.
         corrupted: whether the counterfactual prompts were the corrupted ones.
         alpha: how far the counterfactual answers were pushed away from those about the entity (`objectives.generic`).
-        alternatives: other answers by record, where the method asks for some.
     """
 
     forget: Reference
     retain: Reference
     covered: np.ndarray | None
     unseen_nll: float | None
+    alternatives: Alternatives = Alternatives()
     corrupted: bool = False
     alpha: float = 0.0
-    alternatives: Alternatives = Alternatives()
 
     def plain(self) -> dict[str, Any]:
         """All but the other answers as dictionaries of arrays, which `runs.kept` can write."""
@@ -60,7 +60,7 @@ class Stored(NamedTuple):
             Reference(**{name: TopK(**part) if isinstance(part, dict) else part for name, part in plain[half].items()})
             for half in ("forget", "retain")
         ]
-        return cls(*halves, plain["covered"], plain["unseen_nll"], plain["corrupted"], plain["alpha"], alternatives)
+        return cls(*halves, plain["covered"], plain["unseen_nll"], alternatives, plain["corrupted"], plain["alpha"])
 
     def complete(self, step: PairStep, mesh: Mesh | None = None) -> UnlearnBatch:
         """The step's batch with its references and its other answers, split over `mesh`.
@@ -167,7 +167,8 @@ def store(
             return on_rows(partial(_top, reference.counterfactual_top, top_k), forget, max(1, batch_size // 4), asked)
 
         answers = answers_to(prompts)
-        low = unseen_nll is not None and (true_nll(answers) or np.inf) < unseen_nll
+        loss = true_nll(answers)
+        low = loss is not None and unseen_nll is not None and loss < unseen_nll
         used = low and corrupted is not None
         if used:
             answers = answers_to(corrupted)
@@ -182,7 +183,7 @@ def store(
         covered, unseen = prompts.covered, true_nll(answers)
     if "counterfactual_top" in needs:
         of_forget = of_forget._replace(counterfactual_top=answers)
-    return Stored(of_forget, of_retain, covered, unseen, used, alpha or 0.0, alternatives)
+    return Stored(of_forget, of_retain, covered, unseen, alternatives, used, alpha or 0.0)
 
 
 def asked_of(method: Method, forget: Sequence, retain: Sequence, alternatives: Alternatives) -> int:

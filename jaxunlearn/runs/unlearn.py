@@ -75,8 +75,8 @@ def unlearn(settings: Unlearn) -> Path:
             asked = (model, params, forget_set, reads.tokenizer)
             answers = work.keep("answers", lambda: alternatives.plain(sample(*asked)))
             others = others._replace(forget=alternatives.encoded(answers, forget_set))
-        unseen = None
-        if holdout and not settings.stream_retain and (entry.ascends or matches(method)):
+        unseen, ascends = None, entry.ascends and settings.stop_at_nll is None and not settings.stream_retain
+        if holdout and (ascends or matches(method)):
             unseen = work.keep("holdout", lambda: mean_nll(model, params, holdout, mesh=mesh))
         broken = None
         if unseen is not None and prompts is not None and settings.corrupt > 0:
@@ -93,7 +93,7 @@ def unlearn(settings: Unlearn) -> Path:
         if matches(method):
             _tell_answers(reporter, stored, unseen)
         stop = settings.stop_at_nll
-        if stop is None and entry.ascends and not settings.stream_retain:
+        if ascends:
             stop = stored.unseen_nll if unseen is None else unseen
             _tell_stop(reporter, stop, holdout is not None)
         chosen = trainable.choose(
