@@ -35,6 +35,7 @@ from jaxunlearn.runs.references import store, substitute
 from jaxunlearn.types import Model, Params
 
 SUBSTITUTES, TOP_K = 32, 128
+ROOM = 16  # tokens
 
 
 class Size(NamedTuple):
@@ -115,6 +116,7 @@ def build(name: str, seed: int, cache: Path, tofu: Path, say: Callable[[str], No
     else:
         rows = corpora.tofu(name, seed, tofu)
         base, tokenizer = _base(tofu, cache, say)
+        rows = {part: _fitting(found, tokenizer, size.context) for part, found in rows.items()}
     sets = {
         part: data.encode(data.from_rows(found, name=part), tokenizer, max_length=size.context, truncate=True)
         for part, found in rows.items()
@@ -149,6 +151,13 @@ def build(name: str, seed: int, cache: Path, tofu: Path, say: Callable[[str], No
 
 
 KNOWN = ("forget", "retain", "authors", "world")
+
+
+def _fitting(rows: list[corpora.Row], tokenizer: Any, context: int) -> list[corpora.Row]:
+    """The rows whose questions leave `ROOM` for the answer: all but two of forget10."""
+    asked = [data.Template().question.format(prompt=row["question"], completion="") for row in rows]
+    lengths = [len(ids) for ids in tokenizer(asked)["input_ids"]]
+    return [row for row, length in zip(rows, lengths, strict=True) if length <= context - ROOM]
 
 
 def _base(tofu: Path, cache: Path, say: Callable[[str], None]) -> tuple[Path, Any]:

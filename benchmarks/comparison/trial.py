@@ -139,7 +139,7 @@ def _forget(
 ) -> Run:
     method, retain = method_of(candidate, options, problem, regime), retain_of(problem, regime)
     model, params, select = _added(candidate, model, params, forget, retain, number)
-    stored = answers_before(method, model, params, problem, forget, retain)
+    stored = _answers(method, model, params, problem, forget, retain)
     kept = None if method.factors is None else curvature.load(method.factors, params)
     state = init(method, model, jax.tree.map(jnp.copy, params), key=jax.random.key(number), trainable=select)
     if "learning_rate" in options:
@@ -177,6 +177,21 @@ def _added(candidate: Candidate, model: Model, params: Params, forget: list, ret
             model, params = models.add_unlearning_layers(model, params, UNLEARNING_RANK, jax.random.key(number))
         return model, params, models.is_unlearning_layer
     return model, params, None
+
+
+_ANSWERS: dict[Any, Stored] = {}
+
+
+def _answers(method: Method, model: Model, params: Params, problem: Problem, forget: list, retain: list) -> Stored:
+    """`answers_before`, of the model before any request from memory: trials of a method ask the same."""
+    if params is not problem.before or "retain_hidden" in method.needs:  # whose layer is the method's own
+        return answers_before(method, model, params, problem, forget, retain)
+    key = (problem.name, problem.seed, len(forget), len(retain), method.needs, method.alternative)
+    if key not in _ANSWERS:
+        if len(_ANSWERS) > 4:
+            _ANSWERS.clear()
+        _ANSWERS[key] = answers_before(method, model, params, problem, forget, retain)
+    return _ANSWERS[key]
 
 
 def answers_before(
