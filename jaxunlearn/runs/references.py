@@ -134,21 +134,23 @@ def store(
         advance: called with the number of records done.
     """
 
-    def on_rows(f: Callable, records: Sequence[Encoded], size: int, asked: Callable) -> Any:
-        return _by_rows(partial(jax.jit(f, static_argnums=0), model, params), asked, len(records), size, mesh, advance)
+    def on_rows(what: tuple, records: Sequence[Encoded], size: int, asked: Callable) -> Any:
+        f, *fixed = what  # static beside the model, so that the next request finds the program compiled
+        jitted = jax.jit(f, static_argnums=range(len(fixed) + 1))
+        return _by_rows(partial(jitted, *fixed, model, params), asked, len(records), size, mesh, advance)
 
     needs, alternatives = method.needs, alternatives or Alternatives()
     parts = {
-        "forget_nll": (reference.sequence_nll, forget),
-        "alternative_nll": (reference.sequence_nll, alternatives.forget),
-        "forget_top": (partial(_top, reference.top_with_target, top_k), forget),
-        "retain_top": (partial(_top, reference.top, top_k), retain),
-        "retain_top_all": (partial(_top, reference.top_all, top_k), retain),
-        "retain_hidden": (partial(_hidden, _layer_of(method)), retain),
+        "forget_nll": ((reference.sequence_nll,), forget),
+        "alternative_nll": ((reference.sequence_nll,), alternatives.forget),
+        "forget_top": ((_top, reference.top_with_target, top_k), forget),
+        "retain_top": ((_top, reference.top, top_k), retain),
+        "retain_top_all": ((_top, reference.top_all, top_k), retain),
+        "retain_hidden": ((_hidden, _layer_of(method)), retain),
     }
     found = {
-        name: on_rows(f, records, batch_size, _collating(records))
-        for name, (f, records) in parts.items()
+        name: on_rows(what, records, batch_size, _collating(records))
+        for name, (what, records) in parts.items()
         if name in needs
     }
     of_retain = Reference(**{name: part for name, part in found.items() if name.startswith("retain")})
@@ -164,7 +166,7 @@ def store(
                 targets = np.take_along_axis(batch.tokens, batch.positions, axis=1)
                 return prompts.tokens[rows], prompts.places[rows], targets
 
-            return on_rows(partial(_top, reference.counterfactual_top, top_k), forget, max(1, batch_size // 4), asked)
+            return on_rows((_top, reference.counterfactual_top, top_k), forget, max(1, batch_size // 4), asked)
 
         answers = answers_to(prompts)
         loss = true_nll(answers)
@@ -177,7 +179,7 @@ def store(
             def at_answers(rows: np.ndarray) -> tuple[TokenBatch, np.ndarray]:
                 return *collating(rows), answers.ids[rows]
 
-            own = on_rows(reference.log_probs_at, forget, batch_size, at_answers)
+            own = on_rows((reference.log_probs_at,), forget, batch_size, at_answers)
             alpha = alpha_for(answers, own, unseen_nll) if alpha is None else alpha
             answers = generic(answers, own, alpha) if alpha else answers
         covered, unseen = prompts.covered, true_nll(answers)

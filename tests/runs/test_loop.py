@@ -75,6 +75,20 @@ def test_training_stops_at_the_wanted_loss(encoded):
     assert seen[-1] == {"epoch": 1, "loss": done.losses[0]}
 
 
+def test_the_next_request_asks_by_the_programs_of_the_last(encoded, fitted, prompts, caplog):
+    def compiled():
+        caplog.clear()
+        with jax.log_compiles():
+            store(
+                EVERYTHING, encoded.model, fitted.params, encoded.forget, encoded.retain,
+                prompts=prompts, top_k=9, batch_size=4,
+            )  # fmt: skip
+        return [line for line in caplog.messages if "Compiling" in line]
+
+    assert compiled()
+    assert not compiled()
+
+
 def test_a_step_on_packed_records_is_one_on_the_records(encoded):
     rows = data.pack(encoded.retain, 64)
     assert len(rows) < len(encoded.retain)
