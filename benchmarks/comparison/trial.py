@@ -186,7 +186,8 @@ def _answers(method: Method, model: Model, params: Params, problem: Problem, for
     """`answers_before`, of the model before any request from memory: trials of a method ask the same."""
     if params is not problem.before or "retain_hidden" in method.needs:  # whose layer is the method's own
         return answers_before(method, model, params, problem, forget, retain)
-    key = (problem.name, problem.seed, len(forget), len(retain), method.needs, method.alternative)
+    asked = len(retain) if any(name.startswith("retain") for name in method.needs) else 0
+    key = (problem.name, problem.seed, len(forget), asked, method.needs, method.alternative)
     if key not in _ANSWERS:
         if len(_ANSWERS) > 4:
             _ANSWERS.clear()
