@@ -223,8 +223,9 @@ def _picture(path: Path, frames: list[Numbers], regimes: dict[str, dict[str, Num
         panel.set_ylim(0.6 * min(floor[1], before[1]), 1.5 * max(largest[1], before[1]))
         drawn = [name for name in _nearest(regimes[regime], "once") if name in points[panel]]
         _label(panel, {name: points[panel][name] for name in drawn[:NAMED]})
-        panel.xaxis.set_major_formatter("{x:g}")
-        panel.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[-1] in "235" else "")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:g}"[-1] in "235" else "")
     panels[0][0].set_ylabel("KL to retrained on retain, nats/token")
     panels[0][0].legend(fontsize=7, loc="upper left")
     with files.new_file(path, replace=True) as temporary:
